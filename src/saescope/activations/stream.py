@@ -1,0 +1,193 @@
+"""Tokens to activations: an endless, seeded, resumable stream of shuffled batches.
+
+Each pass over the text visits the windows in a new random order. A block of windows goes through the model and fills the
+shuffle buffer; the buffer is permuted once and handed out in batches of exactly ``batch_size_tokens``; the rest that is no
+full batch opens the next block. So a batch is a random sample of ``buffer_size_tokens`` neighbours in a random order of
+windows, which is the mixing that the log states, and the stream's position is three numbers and less than one batch of
+left-over activations.
+
+T  tokens in a batch, d  width of a hook point.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from saescope.activations.windows import TokenWindows
+
+if TYPE_CHECKING:
+    from saescope.models import LanguageModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamConfig:
+    """How activations are read and mixed."""
+
+    buffer_size_tokens: int = 131_072  # tokens that are mixed with each other
+    model_batch_size_windows: int = 32  # windows in one forward pass of the model
+    exclude_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        if self.model_batch_size_windows < 1:
+            raise ValueError(f"model_batch_size_windows must be at least 1, got {self.model_batch_size_windows}")
+
+
+@dataclass(frozen=True)
+class ActivationBatch:
+    """Activations of T tokens at one or more hook points."""
+
+    values: dict[str, Tensor]  # [T, d] each
+    positions: Tensor  # [T], int64: each token's place in the corpus; -1 for a window's opening token
+
+
+class ActivationStream(Iterator[ActivationBatch]):
+    """Shuffled activations of a model on a corpus; one forward pass serves all hook points.
+
+    Attributes:
+        buffer_windows: windows in a full buffer, so ``buffer_windows * T`` tokens (special ones included) are mixed.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        windows: TokenWindows,
+        hook_points: Sequence[str],
+        *,
+        batch_size_tokens: int = 4096,
+        config: StreamConfig | None = None,
+        seed: int = 0,
+    ) -> None:
+        config = config or StreamConfig()
+        if not hook_points:
+            raise ValueError("name at least one hook point")
+        for name in hook_points:
+            model.hook_point(name)  # an unknown name is refused now, not after the first block
+        tokens = windows.num_tokens
+        if batch_size_tokens < 1 or config.buffer_size_tokens < batch_size_tokens:
+            raise ValueError(
+                f"batch_size_tokens = {batch_size_tokens} must be at least 1 and at most "
+                f"buffer_size_tokens = {config.buffer_size_tokens}; a smaller buffer would mix nothing"
+            )
+        if tokens < batch_size_tokens:
+            raise ValueError(
+                f"the data set is too small: {tokens} tokens, less than one batch of {batch_size_tokens}; "
+                "give more text or a smaller batch_size_tokens"
+            )
+        self.batch_size_tokens = batch_size_tokens
+        self.model, self.windows, self.config, self.seed = model, windows, config, seed
+        self.hook_points = list(hook_points)
+        self.buffer_windows = min(len(windows), max(1, round(config.buffer_size_tokens * len(windows) / tokens)))
+        self._epoch = self._block = self._drawn = 0
+        self._carry = self._empty()  # left over from the block before
+        self._buffer: ActivationBatch | None = None
+
+    def mixing(self) -> str:
+        """What is mixed with what, in tokens."""
+        tokens = round(self.buffer_windows * self.windows.num_tokens / len(self.windows))
+        return (
+            f"each batch of {self.batch_size_tokens:,} tokens is drawn from {tokens:,} mixed tokens "
+            f"({self.buffer_windows:,} random windows of {len(self.windows):,})"
+        )
+
+    def __next__(self) -> ActivationBatch:
+        size = self.batch_size_tokens
+        if self._buffer is None:
+            self._buffer = self._fill()
+        while (self._drawn + 1) * size > len(self._buffer.positions):
+            self._carry = _slice(self._buffer, self._drawn * size, None)
+            self._advance()
+            self._buffer = self._fill()
+        batch = _slice(self._buffer, self._drawn * size, (self._drawn + 1) * size)
+        self._drawn += 1
+        return batch
+
+    def _advance(self) -> None:
+        self._drawn = 0
+        self._block += 1
+        if self._block * self.buffer_windows >= len(self.windows):
+            self._epoch, self._block = self._epoch + 1, 0
+
+    def _fill(self) -> ActivationBatch:
+        """The current block, read, joined to what the last one left over, and permuted."""
+        generator = torch.Generator().manual_seed(_mix(self.seed, self._epoch))
+        order = torch.randperm(len(self.windows), generator=generator)
+        rows = order[self._block * self.buffer_windows :][: self.buffer_windows]
+        parts = [self._carry]
+        for chunk in rows.split(self.config.model_batch_size_windows):
+            batch = self.windows.batch(chunk.numpy())
+            mask = batch.keep if self.config.exclude_special_tokens else batch.attention
+            padded = None if bool(batch.attention.all()) else batch.attention
+            read = self.model.read(batch.ids, self.hook_points, attention_mask=padded)
+            values = {name: activations[mask.to(activations.device)].float() for name, activations in read.items()}
+            parts.append(ActivationBatch(values, batch.positions[mask]))
+        positions = torch.cat([part.positions for part in parts])
+        shuffle = torch.randperm(
+            len(positions), generator=torch.Generator().manual_seed(_mix(self.seed, self._epoch, self._block))
+        )
+        return ActivationBatch(
+            {name: torch.cat([part.values[name] for part in parts])[shuffle] for name in self.hook_points},
+            positions[shuffle],
+        )
+
+    def _empty(self) -> ActivationBatch:
+        widths = {name: self.model.width(name) for name in self.hook_points}
+        return ActivationBatch(
+            {name: torch.zeros(0, width, device=self.model.device) for name, width in widths.items()},
+            torch.zeros(0, dtype=torch.int64),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position: pass, block, batches drawn from it, and what the block before left over."""
+        return {
+            "epoch": self._epoch,
+            "block": self._block,
+            "drawn": self._drawn,
+            "carry.positions": self._carry.positions,
+            **{f"carry.values.{i}": self._carry.values[name] for i, name in enumerate(self.hook_points)},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a position that :meth:`state_dict` gave; the block is read again when the next batch is asked for."""
+        self._epoch, self._block, self._drawn = state["epoch"], state["block"], state["drawn"]
+        values = {name: state[f"carry.values.{i}"].to(self.model.device) for i, name in enumerate(self.hook_points)}
+        self._carry = ActivationBatch(values, state["carry.positions"])
+        self._buffer = None
+
+    def at(self, hook_point: str) -> OneHookPoint:
+        """The stream of one hook point's activations alone, as ``saescope.train`` takes it."""
+        return OneHookPoint(self, hook_point)
+
+
+class OneHookPoint(Iterator[Tensor]):
+    """Batches ``[T, d]`` of one hook point; resumable like the stream behind it."""
+
+    def __init__(self, stream: ActivationStream, hook_point: str) -> None:
+        if hook_point not in stream.hook_points:
+            raise ValueError(f"the stream reads {', '.join(stream.hook_points)}, not {hook_point}")
+        self.stream, self.hook_point = stream, hook_point
+
+    def __next__(self) -> Tensor:
+        return next(self.stream).values[self.hook_point]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.stream.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.stream.load_state_dict(state)
+
+
+def _slice(batch: ActivationBatch, start: int, stop: int | None) -> ActivationBatch:
+    return ActivationBatch(
+        {n: v[start:stop].clone() for n, v in batch.values.items()}, batch.positions[start:stop].clone()
+    )
+
+
+def _mix(*numbers: int) -> int:
+    """One seed from several numbers, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7], "big")

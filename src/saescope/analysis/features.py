@@ -1,0 +1,189 @@
+"""From a dictionary to features in a store: what each one does, in numbers, examples and a label.
+
+The pass over the text (``firings.py``) keeps every firing; from there each feature gets its density, its histogram, the
+contexts in which it peaks, its effect on the logits and, found on this text and measured on held-out text, a label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from saescope.activations import TokenWindows
+from saescope.analysis.firings import FiringTable, Peak, collect_firings, top_windows
+from saescope.analysis.labelling import label_features
+from saescope.analysis.logits import logit_effects
+from saescope.dictionaries import Dictionary
+from saescope.models.token_text import token_texts, vocabulary_texts
+from saescope.store import DictionaryRecord, Example, FeatureRecord, Histogram, Label, Store, TokenLogit, Window
+
+if TYPE_CHECKING:
+    from saescope.models import LanguageModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalysisConfig:
+    """How much to look at, and how much to keep."""
+
+    num_tokens: int | None = None  # tokens to analyse, spread evenly over the text; None: all
+    num_held_out_tokens: int | None = None  # held-out tokens on which labels are measured; None: all
+    num_examples: int = 12  # contexts kept per feature
+    num_bins: int = 40  # of the histogram of positive activations, equal width from 0 to the maximum
+    num_logits: int = 10  # tokens kept in each direction
+
+    def __post_init__(self) -> None:
+        for name in ("num_examples", "num_bins", "num_logits"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def analyze(
+    dictionary: Dictionary,
+    model: LanguageModel,
+    windows: TokenWindows,
+    hook_point: str,
+    *,
+    name: str,
+    store: Store,
+    held_out: TokenWindows | None = None,
+    config: AnalysisConfig | None = None,
+    dataset: str = "",
+    metrics: dict[str, float] | None = None,
+    details: dict[str, Any] | None = None,
+    overwrite: bool = False,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> DictionaryRecord:
+    """Analyse a dictionary on ``windows`` and write its features to ``store`` under ``name``.
+
+    Args:
+        held_out: text on which labels are measured; without it labels carry no precision and no lift.
+        metrics: numbers of the evaluation, kept with the record.
+        overwrite: replace what the store holds under this name.
+        on_progress: called with (what is being done, done, in all).
+    """
+    config = config or AnalysisConfig()
+    report = on_progress or (lambda what, done, total: None)
+    if not overwrite and any(record.name == name for record in store.dictionaries()):
+        raise ValueError(f"the store already holds {name!r}; choose another name or pass --overwrite")
+
+    def collect(text: TokenWindows, what: str) -> FiringTable:
+        total = text.num_tokens
+        return collect_firings(dictionary, model, text, hook_point, on_progress=lambda n: report(what, n, total))
+
+    windows = windows.evenly(config.num_tokens)
+    table = collect(windows, "reading text")
+    held_out_table = None
+    if held_out is not None:
+        held_out = held_out.evenly(config.num_held_out_tokens)
+        held_out_table = collect(held_out, "reading held-out text")
+    vocabulary = vocabulary_texts(model.tokenizer, model.vocab_size)
+    labels = label_features(
+        table,
+        windows,
+        held_out_table,
+        held_out,
+        model.tokenizer,
+        vocabulary,
+        on_progress=lambda n: report("naming features", n, table.d_sae),
+    )
+    record = DictionaryRecord(
+        name=name,
+        model=model.name,
+        hook_point=hook_point,
+        architecture=dictionary.architecture,
+        dataset=dataset,
+        d_in=dictionary.d_in,
+        d_sae=dictionary.d_sae,
+        context_size=windows.config.context_size,
+        num_tokens=table.num_tokens,
+        metrics=metrics or {},
+        details=details or {},
+    )
+    peaks = [top_windows(table, feature, config.num_examples) for feature in range(table.d_sae)]
+    used = sorted({peak.window for of_feature in peaks for peak in of_feature})
+    store.write(
+        record,
+        _features(dictionary, model, table, labels, vocabulary, config),
+        _windows(windows, used, model),
+        _examples(windows, table, peaks),
+        overwrite=overwrite,
+    )
+    return record
+
+
+def histogram(values: np.ndarray, num_bins: int) -> Histogram:
+    """Counts of positive activations in bins of equal width from 0 to the maximum."""
+    if not len(values):
+        return Histogram(edges=(), counts=())
+    counts, edges = np.histogram(values, bins=num_bins, range=(0.0, float(values.max())))
+    return Histogram(edges=tuple(edges.tolist()), counts=tuple(counts.tolist()))
+
+
+def _features(
+    dictionary: Dictionary,
+    model: LanguageModel,
+    table: FiringTable,
+    labels: list[Label | None],
+    vocabulary: list[str],
+    config: AnalysisConfig,
+) -> Iterator[FeatureRecord]:
+    def with_text(ids: list[int], values: list[float]) -> tuple[TokenLogit, ...]:
+        return tuple(
+            TokenLogit(token_id=i, text=vocabulary[i], logit=value) for i, value in zip(ids, values, strict=True)
+        )
+
+    reaches_logits = model.is_causal and dictionary.d_in == model.d_model
+    effects = (
+        logit_effects(dictionary.W_dec, model.unembedding(), num_tokens=config.num_logits) if reaches_logits else None
+    )
+    for feature in range(table.d_sae):
+        _, values = table.of(feature)
+        effect = next(effects) if effects else None
+        yield FeatureRecord(
+            index=feature,
+            num_firings=len(values),
+            density=len(values) / table.num_tokens,
+            max_activation=float(values.max()) if len(values) else 0.0,
+            mean_activation=float(values.mean(dtype=np.float64)) if len(values) else 0.0,
+            histogram=histogram(values, config.num_bins),
+            top_logits=with_text(effect.top_ids, effect.top_values) if effect else (),
+            bottom_logits=with_text(effect.bottom_ids, effect.bottom_values) if effect else (),
+            label=labels[feature],
+        )
+
+
+def _windows(windows: TokenWindows, numbers: list[int], model: LanguageModel) -> Iterator[Window]:
+    for number in numbers:
+        batch = windows.batch([number])
+        ids = batch.ids[0][batch.attention[0]].tolist()
+        document, offset = windows.document_of(int(windows.starts[number]))
+        yield Window(
+            id=number,
+            document=document.name,
+            offset=max(offset, 0),
+            token_ids=tuple(ids),
+            token_texts=tuple(token_texts(model.tokenizer, ids)),
+        )
+
+
+def _examples(windows: TokenWindows, table: FiringTable, peaks: list[list[Peak]]) -> Iterator[Example]:
+    opening = int(windows.bos_id is not None)
+    for feature, of_feature in enumerate(peaks):
+        places, values = table.of(feature)
+        firing_windows = table.window[places]
+        for rank, peak in enumerate(of_feature):
+            here = slice(*np.searchsorted(firing_windows, [peak.window, peak.window + 1]))
+            offset = int(windows.starts[peak.window]) - opening
+            in_window = table.positions[places[here]] - offset
+            yield Example(
+                feature=feature,
+                rank=rank,
+                window_id=peak.window,
+                peak=int(table.positions[peak.place]) - offset,
+                activation=peak.value,
+                positions=tuple(in_window.tolist()),
+                values=tuple(values[here].tolist()),
+            )

@@ -1,0 +1,29 @@
+"""The command line: one thin file per command, nothing heavy imported before a command runs."""
+
+from __future__ import annotations
+
+import typer
+
+from saescope.cli.analyze import analyze
+from saescope.cli.demo import demo
+from saescope.cli.eval import evaluate
+from saescope.cli.features import features
+from saescope.cli.model import model
+from saescope.cli.show import show
+from saescope.cli.train import train
+
+app = typer.Typer(
+    name="saescope",
+    help="Sparse autoencoders: train them, measure them, see what each feature means.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo)
+app.command()(train)
+app.command(name="eval")(evaluate)
+app.command()(analyze)
+app.command()(features)
+app.add_typer(show, name="show")
+app.command(name="model")(model)

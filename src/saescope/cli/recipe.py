@@ -1,0 +1,162 @@
+"""A run as a file: recipes in TOML, overridden key by key, checked before anything starts.
+
+Every section is the config class of the room that it sets up, so a field is documented once, beside the code that reads it.
+An unknown key is refused with the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from saescope.activations import DatasetConfig, StreamConfig, WindowConfig
+from saescope.activations.documents import has_own_splits
+from saescope.analysis import AnalysisConfig
+from saescope.dictionaries import Dictionary, architecture
+from saescope.training import TrainingConfig, loss_config_type, loss_for
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which network to study."""
+
+    name: str = "bundled"  # "bundled", a folder, or a hub id
+    dtype: str = "float32"
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How much held-out text to measure on."""
+
+    num_tokens: int = 120_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A whole run: what to read, what to train, how to judge it."""
+
+    name: str  # of the dictionary in the store
+    hook_point: str
+    training: TrainingConfig
+    dictionary: dict[str, Any]  # architecture, d_sae, and what the architecture asks for
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    held_out: DatasetConfig | None = None  # left out: the split "held_out" of the data set
+    windows: WindowConfig = field(default_factory=WindowConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    loss: dict[str, Any] = field(default_factory=dict)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
+
+    def held_out_dataset(self) -> DatasetConfig:
+        """The text that no training has seen.
+
+        Raises:
+            ValueError: the data set has its own splits, and the recipe names none of them as held out.
+        """
+        if self.held_out is not None:
+            return self.held_out
+        if has_own_splits(self.dataset.name):
+            raise ValueError(
+                f"which split of {self.dataset.name} is held out? Add to the recipe: "
+                f'[held_out] name = "{self.dataset.name}", split = "..."'
+            )
+        return replace(self.dataset, split="held_out")
+
+    def build_dictionary(self, d_in: int) -> Dictionary:
+        """A fresh dictionary for activations of width ``d_in``."""
+        settings = dict(self.dictionary)
+        cls = architecture(settings.pop("architecture"))
+        return cls(_checked(cls.Config, {"d_in": d_in, **settings}, "dictionary"), seed=self.seed)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The resolved run as plain values, for the record."""
+        return asdict(self)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a recipe and apply overrides of the form ``section.key=value`` (values as in TOML; bare words are strings).
+
+    Raises:
+        FileNotFoundError: no such file, and no recipe of that name in the package.
+        ValueError: not TOML, an unknown key, a value of the wrong type, or settings that contradict each other.
+    """
+    path = Path(path)
+    if not path.is_file():
+        shipped = RECIPES / f"{path.name.removesuffix('.toml')}.toml"
+        if not shipped.is_file():
+            names = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
+            raise FileNotFoundError(f"no recipe {path}; give a TOML file, or one that comes with saescope: {names}")
+        path = shipped
+    try:
+        data = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from error
+    for override in overrides:
+        _override(data, override)
+    return run_from_dict(data, str(path))
+
+
+def run_from_dict(data: Mapping[str, Any], source: str) -> RunConfig:
+    """A run from plain values, checked whole; ``source`` is named in errors."""
+    run = _checked(RunConfig, data, source)
+    if "architecture" not in run.dictionary:
+        raise ValueError(f'{source}: [dictionary] needs an architecture, for example architecture = "topk"')
+    dictionary = run.build_dictionary(d_in=1)  # the width is not known yet; all else is checked now
+    _checked(loss_config_type(type(dictionary)), run.loss, f"{source}, [loss]")
+    loss_for(dictionary, run.loss)
+    return run
+
+
+def _checked(cls: type, data: Mapping[str, Any], source: str) -> Any:
+    _check_keys(cls, data, source, "")
+    try:
+        return TypeAdapter(cls).validate_python(dict(data))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        missing = first["type"] in ("missing", "missing_argument")
+        raise ValueError(
+            f"{source}: {place} is missing" if missing else f"{source}: {place + ': ' if place else ''}{message}"
+        ) from None
+
+
+def _check_keys(cls: Any, data: Mapping[str, Any], source: str, prefix: str) -> None:
+    known = {f.name for f in fields(cls)}
+    hints = get_type_hints(cls)
+    for key, value in data.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=2, cutoff=0.5)
+            hint = f"did you mean {' or '.join(prefix + name for name in near)}?" if near else ""
+            names = ", ".join(sorted(known))
+            raise ValueError(f"{source}: unknown key {prefix}{key}; {hint or 'known are ' + names}")
+        kinds = [kind for kind in (hints[key], *getattr(hints[key], "__args__", ())) if is_dataclass(kind)]
+        if kinds and isinstance(value, Mapping):
+            _check_keys(kinds[0], value, source, f"{prefix}{key}.")
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ValueError(f"-o {override}: write it as section.key=value, for example -o training.num_tokens=100000")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, key = path.strip().split(".")
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise ValueError(f"-o {override}: {section} is a value, not a section")
+    data[key] = value

@@ -1,0 +1,187 @@
+"""How good a dictionary is: reconstruction, sparsity, and what the model loses when it reads reconstructions.
+
+One mask rules everything: the tokens that are neither special nor padding. Only there are activations measured, replaced
+by reconstructions, or ablated, and only there are losses counted; special tokens keep their own activations in every pass.
+So a dictionary that answers zero recovers exactly nothing against zero ablation, and a perfect one recovers everything.
+
+B  windows, T  tokens in a window, V  vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from saescope.activations import TokenWindows, WindowBatch
+from saescope.dictionaries import Dictionary
+from saescope.metrics import FiringMeter, Reconstruction, ReconstructionMeter, Sparsity, loss_recovered
+
+if TYPE_CHECKING:
+    from saescope.models import LanguageModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelLoss:
+    """What splicing the dictionary into the model costs, in nats per token; ablations replace the same tokens."""
+
+    num_predictions: int
+    ce_loss_clean: float
+    ce_loss_spliced: float
+    ce_loss_zero_ablation: float
+    ce_loss_mean_ablation: float
+    kl_spliced: float  # KL of the spliced from the clean predictions
+    kl_zero_ablation: float
+    kl_mean_ablation: float
+
+    @property
+    def ce_loss_recovered(self) -> float:
+        """Against zero ablation, the field's usual baseline."""
+        return loss_recovered(self.ce_loss_clean, self.ce_loss_spliced, self.ce_loss_zero_ablation)
+
+    @property
+    def ce_loss_recovered_mean(self) -> float:
+        """Against mean ablation, a harder baseline."""
+        return loss_recovered(self.ce_loss_clean, self.ce_loss_spliced, self.ce_loss_mean_ablation)
+
+    @property
+    def kl_recovered(self) -> float:
+        return loss_recovered(0.0, self.kl_spliced, self.kl_zero_ablation)
+
+    @property
+    def kl_recovered_mean(self) -> float:
+        return loss_recovered(0.0, self.kl_spliced, self.kl_mean_ablation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """All numbers of one dictionary on one text."""
+
+    reconstruction: Reconstruction
+    sparsity: Sparsity
+    model_loss: ModelLoss | None  # None for models that do not predict the next token
+    density: Tensor  # share of tokens on which each feature fires, [d_sae]
+
+    def numbers(self) -> dict[str, float]:
+        """Every number under the name that ``eval.json`` has it."""
+        found = {
+            "num_tokens": self.reconstruction.num_tokens,
+            "explained_variance": self.reconstruction.explained_variance,
+            "explained_variance_legacy": self.reconstruction.explained_variance_legacy,
+            "cosine": self.reconstruction.cosine,
+            "mse": self.reconstruction.mse,
+            "l2_ratio": self.reconstruction.l2_ratio,
+            "l0": self.sparsity.l0,
+            "silent_share": self.sparsity.dead_share,  # no firing on these tokens
+            "dense_share": self.sparsity.dense_share,
+        }
+        if self.model_loss is not None:
+            found |= vars(self.model_loss)
+            for name in ("ce_loss_recovered", "ce_loss_recovered_mean", "kl_recovered", "kl_recovered_mean"):
+                try:
+                    found[name] = getattr(self.model_loss, name)
+                except ValueError:  # the ablation does no harm: no such number
+                    found[name] = float("nan")
+        return found
+
+
+@torch.no_grad()
+def evaluate(
+    dictionary: Dictionary,
+    model: LanguageModel,
+    windows: TokenWindows,
+    hook_point: str,
+    *,
+    num_tokens: int | None = None,
+    batch_size_windows: int = 16,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Evaluate a dictionary on at most ``num_tokens`` tokens, in windows spread evenly over the text.
+
+    Args:
+        on_progress: called with (windows done, windows in all), over both passes.
+
+    Raises:
+        ValueError: width or hook point do not fit, or there are no tokens.
+    """
+    width = model.width(hook_point)
+    if width != dictionary.d_in:
+        raise ValueError(
+            f"the dictionary has d_in = {dictionary.d_in}, but {hook_point} of {model.name} has width {width}; "
+            "name the hook point that it was trained on"
+        )
+    reconstruction, firing = ReconstructionMeter(), FiringMeter(dictionary.d_sae)
+    batches = list(windows.evenly(num_tokens).in_order(batch_size_windows))
+    total = 2 * len(batches) if model.is_causal else len(batches)
+    for done, batch in enumerate(batches, start=1):
+        x = model.read(batch.ids, [hook_point], attention_mask=batch.attention)[hook_point][batch.keep].float()
+        codes = dictionary.encode_sparse(x)
+        reconstruction.update(x, dictionary.decode(codes))
+        firing.update(codes.firings().feature, len(x))
+        if on_progress:
+            on_progress(done, total)
+    loss = None
+    if model.is_causal:
+        mean = reconstruction.mean.float()
+        totals = torch.zeros(8, dtype=torch.float64)
+        for done, batch in enumerate(batches, start=len(batches) + 1):
+            totals += _losses(dictionary, model, hook_point, batch, mean)
+            if on_progress:
+                on_progress(done, total)
+        loss = _model_loss(totals)
+    return Evaluation(
+        reconstruction=reconstruction.result(), sparsity=firing.result(), model_loss=loss, density=firing.density
+    )
+
+
+def _losses(dictionary: Dictionary, model: LanguageModel, hook_point: str, batch: WindowBatch, mean: Tensor) -> Tensor:
+    """Sums over a batch: [CE clean, spliced, zero, mean, KL spliced, zero, mean, predictions]."""
+    mask = batch.keep[:, :-1] & batch.attention[:, 1:]  # [B, T-1]: a kept token that has a successor
+    targets = batch.ids[:, 1:][mask]
+    keep = batch.keep
+
+    def splice(x: Tensor) -> Tensor:
+        out = x.clone()
+        out[keep] = dictionary.decode(dictionary.encode_sparse(x[keep].float())).to(x.dtype)
+        return out
+
+    def replace_by(value: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda x: torch.where(keep[..., None], value.to(x.dtype), x)
+
+    def log_probabilities(edit: Callable[[Tensor], Tensor] | None) -> Tensor:
+        edits = {hook_point: edit} if edit else None
+        logits = model.logits(batch.ids, attention_mask=batch.attention, edits=edits)
+        return F.log_softmax(logits[:, :-1][mask].float(), dim=-1)  # [predictions, V]
+
+    clean = log_probabilities(None)
+    found = [_cross_entropy(clean, targets)]
+    divergences = []
+    for edit in (splice, replace_by(torch.zeros_like(mean)), replace_by(mean)):
+        changed = log_probabilities(edit)
+        found.append(_cross_entropy(changed, targets))
+        divergences.append((clean.exp() * (clean - changed)).sum(-1).double().sum())
+    return torch.stack([*found, *divergences, torch.tensor(float(len(targets)), dtype=torch.float64)])
+
+
+def _cross_entropy(log_probabilities: Tensor, targets: Tensor) -> Tensor:
+    return -log_probabilities.gather(-1, targets[:, None]).double().sum()
+
+
+def _model_loss(totals: Tensor) -> ModelLoss:
+    if not totals[-1]:
+        raise ValueError("no predictions to measure: every window holds a single token")
+    clean, spliced, zero, mean, kl_spliced, kl_zero, kl_mean = (totals[:-1] / totals[-1]).tolist()
+    return ModelLoss(
+        num_predictions=int(totals[-1]),
+        ce_loss_clean=clean,
+        ce_loss_spliced=spliced,
+        ce_loss_zero_ablation=zero,
+        ce_loss_mean_ablation=mean,
+        kl_spliced=kl_spliced,
+        kl_zero_ablation=kl_zero,
+        kl_mean_ablation=kl_mean,
+    )

@@ -1,0 +1,167 @@
+"""Opening a database: what SQLite and PostgreSQL need said to them, and their failures in our words."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, QueuePool, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+from saescope.store import schema
+
+_BUSY_SECONDS = 30.0  # how long a writer waits for another writer to finish
+
+
+def open_engine(address: Path | str, *, must_exist: bool) -> Engine:
+    """Connect, and bring the schema up to date; leaves no connection open when it fails."""
+    if isinstance(address, str):
+        engine, place = _postgresql(address)
+    else:
+        engine, place = _sqlite(address, must_exist=must_exist)
+    try:
+        _prepare(engine, place, must_exist=must_exist)
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+@contextlib.contextmanager
+def write_transaction(engine: Engine) -> Iterator[Connection]:
+    """All or nothing, one writer at a time; readers go on seeing what was there before."""
+    with _in_words(), engine.connect().execution_options(saescope_write=True) as connection, connection.begin():
+        if engine.dialect.name == "postgresql":
+            # held until the transaction ends; the number means nothing, but every saescope process uses the same
+            connection.execute(text("select pg_advisory_xact_lock(1935762275)"))
+        yield connection
+
+
+@contextlib.contextmanager
+def read_transaction(engine: Engine) -> Iterator[Connection]:
+    """One state of the store for all statements inside, even while someone overwrites what they read."""
+    with _in_words(), engine.connect() as connection:
+        if engine.dialect.name == "postgresql":  # SQLite's transactions are like that anyway
+            connection = connection.execution_options(isolation_level="REPEATABLE READ")
+        yield connection
+
+
+@contextlib.contextmanager
+def _in_words() -> Iterator[None]:
+    """Turn what a database driver says into an error with a way out."""
+    try:
+        yield
+    except DBAPIError as error:
+        said = str(error.orig).strip()
+        if "readonly" in said or "read-only" in said:
+            raise PermissionError("the store can only be read here: the file or its folder is not writable") from error
+        if "locked" in said:
+            raise ValueError(
+                f"the store was busy for {_BUSY_SECONDS:.0f} seconds: another process is writing; "
+                "try again when it is done"
+            ) from error
+        raise ValueError(f"the database behind the store failed: {said}") from error
+
+
+def _prepare(engine: Engine, place: str, *, must_exist: bool) -> None:
+    try:
+        with engine.connect() as connection:
+            applied = schema.applied_migrations(connection)
+    except DBAPIError as error:
+        said = str(error.orig).strip()
+        if "not a database" in said:
+            raise ValueError(
+                f"{place} is not an SQLite database, so it cannot be a store; give another file"
+            ) from error
+        raise ValueError(f"the store {place} cannot be opened: {said}") from error
+    if applied is None and engine.dialect.name == "sqlite":
+        raise ValueError(f"{place} is a database of something else, not a saescope store; give another file")
+    if not applied and must_exist:
+        raise FileNotFoundError(f"{place} is no store yet; `saescope analyze DICTIONARY` writes one")
+    unknown = set(applied or ()) - set(schema.MIGRATIONS)
+    if unknown:
+        raise ValueError(
+            f"{place} was written by a newer saescope (it knows {', '.join(sorted(unknown))}); "
+            "upgrade this one to read it"
+        )
+    if set(applied or ()) != set(schema.MIGRATIONS):
+        if engine.dialect.name == "sqlite":
+            # readers and a writer side by side; a file system that cannot do it answers with the old mode
+            with contextlib.suppress(sqlite3.Error), contextlib.closing(engine.raw_connection()) as connection:
+                connection.cursor().execute("pragma journal_mode = wal")
+        with write_transaction(engine) as connection:
+            schema.migrate(connection)
+
+
+def _sqlite(path: Path, *, must_exist: bool) -> tuple[Engine, str]:
+    path = path.absolute()
+    if path.is_dir():
+        raise IsADirectoryError(f"the store {path} is a folder; give the file in it, such as {path / 'features.db'}")
+    if not path.exists():
+        if must_exist:
+            raise FileNotFoundError(f"there is no store {path}; `saescope analyze DICTIONARY` writes one")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        except OSError as error:
+            raise PermissionError(
+                f"the store {path} cannot be created ({error.strerror}); name a place you may write to "
+                "with --store or SAESCOPE_STORE"
+            ) from error
+    address = f"{path.as_uri()}?mode=rw"
+    try:
+        _probe(address)
+    except sqlite3.OperationalError as error:
+        # SQLite reads a file in WAL mode only where it may put its index beside it, unless told that nobody writes:
+        # true of a folder that cannot be written, as long as no writer left a log there
+        frozen = f"{path.as_uri()}?immutable=1"
+        log = path.with_name(f"{path.name}-wal")
+        if "locked" not in str(error) and not (log.exists() and log.stat().st_size):
+            with contextlib.suppress(sqlite3.Error):
+                _probe(frozen)
+                address = frozen
+    except sqlite3.DatabaseError:
+        pass  # said better by the first query
+
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            address, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        connection.execute("pragma foreign_keys = on")
+        # SQLite's own lower() knows ASCII only; PostgreSQL's knows all letters
+        connection.create_function("lower", 1, lambda value: value and str(value).lower(), deterministic=True)
+        return connection
+
+    engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool)
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # a writer takes its place in the queue before it reads, or what it read may be stale when it writes
+        writes = connection.get_execution_options().get("saescope_write")
+        connection.exec_driver_sql("begin immediate" if writes else "begin")
+
+    return engine, str(path)
+
+
+def _probe(address: str) -> None:
+    with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
+        connection.execute("select count(*) from sqlite_master")
+
+
+def _postgresql(address: str) -> tuple[Engine, str]:
+    try:
+        url = make_url(address)
+    except (ArgumentError, ValueError) as error:
+        raise ValueError(
+            f"{address!r} is not a PostgreSQL address; expected postgresql://USER@HOST/DATABASE"
+        ) from error
+    try:
+        engine = create_engine(url, pool_pre_ping=True)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "a PostgreSQL store needs the driver psycopg, which is not installed: pip install 'saescope[postgres]'"
+        ) from error
+
+    return engine, url.render_as_string(hide_password=True)

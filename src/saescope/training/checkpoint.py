@@ -1,0 +1,75 @@
+"""Where a run can stop and go on: everything that decides the next step, in one folder per checkpoint.
+
+``checkpoints/step-00001200/`` holds ``state.safetensors`` (unfolded weights, Adam's moments, counters, the stream's
+tensors), ``state.json`` (counters, stream position, the file's SHA-256) and ``dictionary/`` (the same weights folded, ready
+to open). A checkpoint is written beside and renamed; the checksum tells a damaged one, and the one before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from saescope.dictionaries.saving import replace_folder, write_tensors
+
+STATE_TENSORS = "state.safetensors"
+STATE_JSON = "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run after ``step`` steps: named tensors, and values that JSON can hold."""
+
+    step: int
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def part(self, prefix: str) -> dict[str, torch.Tensor]:
+        """The tensors whose name begins with ``prefix/``, without it."""
+        return {key[len(prefix) + 1 :]: value for key, value in self.tensors.items() if key.startswith(prefix + "/")}
+
+
+def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep_last: int) -> Path:
+    """Write a checkpoint into ``folder`` (the run's ``checkpoints``) and prune all but the newest ``keep_last``."""
+    target = folder / f"step-{checkpoint.step:08d}"
+    beside = folder / (target.name + ".partial")
+    if beside.exists():
+        shutil.rmtree(beside)
+    beside.mkdir(parents=True)
+    write_tensors(checkpoint.tensors, beside / STATE_TENSORS)
+    values = {"step": checkpoint.step, "sha256": _sha256(beside / STATE_TENSORS), **checkpoint.values}
+    (beside / STATE_JSON).write_text(json.dumps(values, indent=1) + "\n")
+    replace_folder(beside, target)
+    for old in _checkpoints(folder)[:-keep_last]:
+        shutil.rmtree(old)
+    return target
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest undamaged checkpoint in ``folder``, or None; a damaged one is skipped with a warning that names it."""
+    for path in reversed(_checkpoints(folder)):
+        try:
+            values = json.loads((path / STATE_JSON).read_text())
+            if values.pop("sha256") != _sha256(path / STATE_TENSORS):
+                raise ValueError("the checksum does not match")
+            return Checkpoint(values.pop("step"), load_file(path / STATE_TENSORS), values)
+        except (OSError, ValueError, KeyError) as error:
+            warnings.warn(f"checkpoint {path} is damaged ({error}); using the one before it", stacklevel=2)
+    return None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("step-*") if p.suffix == "")
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

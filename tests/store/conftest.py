@@ -1,0 +1,182 @@
+"""Stores to test on: an SQLite file always, a database of a private PostgreSQL server when one is installed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from saescope.store import (
+    DictionaryRecord,
+    Example,
+    FeatureRecord,
+    Histogram,
+    Label,
+    Store,
+    TokenLogit,
+    Window,
+)
+
+
+def _missing(tool: str, hint: str) -> None:
+    """Skip, or fail where the environment promised the tool."""
+    if tool in os.environ.get("SAESCOPE_REQUIRE", "").split(","):
+        pytest.fail(hint)
+    pytest.skip(hint)
+
+
+@contextlib.contextmanager
+def _private_postgres() -> Iterator[Path]:
+    """A server of our own on a unix socket; yields the socket folder. Nothing of it outlives the test run."""
+    initdb = max(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[4]), default=None)
+    if initdb is None:
+        _missing("postgres", "PostgreSQL not found: apt-get install postgresql enables this test")
+        return
+    import psycopg
+
+    base = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))  # a socket path must stay under 108 bytes
+    as_user: dict[str, Any] = {}
+    if os.geteuid() == 0:  # the server refuses to run as root
+        account = pwd.getpwnam("postgres")
+        os.chown(base, account.pw_uid, account.pw_gid)
+        as_user = {"user": "postgres", "group": "postgres", "extra_groups": []}
+    data = base / "data"
+    make: list[Any] = [
+        initdb,
+        "-D",
+        data,
+        "-U",
+        "test",
+        "--auth=trust",
+        "--encoding=UTF8",
+        "--locale=C.UTF-8",
+        "--no-sync",
+    ]
+    subprocess.run([*make, "--no-instructions"], check=True, stdout=subprocess.DEVNULL, cwd=base, **as_user)
+    settings = [
+        "listen_addresses=",
+        "fsync=off",
+        "synchronous_commit=off",
+        "full_page_writes=off",
+        "shared_buffers=64MB",
+    ]
+    command: list[Any] = [initdb.parent / "postgres", "-D", data, "-k", base, *(x for s in settings for x in ("-c", s))]
+    with open(base / "log", "wb") as log:
+        server = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, cwd=base, start_new_session=True, **as_user
+        )
+    try:
+        while True:
+            if server.poll() is not None:
+                raise RuntimeError((base / "log").read_text())
+            try:
+                psycopg.connect(f"host={base} dbname=postgres user=test").close()
+                break
+            except psycopg.OperationalError:
+                time.sleep(0.02)
+        yield base
+    finally:
+        server.send_signal(signal.SIGINT)  # a fast shutdown; SIGTERM would wait for clients
+        server.wait(20)
+        shutil.rmtree(base)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Path]:
+    with _private_postgres() as base:
+        yield base
+
+
+@pytest.fixture
+def new_postgres(postgres_server: Path) -> Callable[[], str]:
+    """Makes an empty database and returns its address."""
+    import psycopg
+
+    def make() -> str:
+        name = f"test_{uuid.uuid4().hex}"
+        with psycopg.connect(f"host={postgres_server} dbname=postgres user=test", autocommit=True) as connection:
+            connection.execute(f"create database {name}")
+        return f"postgresql://test@/{name}?host={postgres_server}"
+
+    return make
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of a store that does not exist yet, once per kind of database."""
+    if request.param == "sqlite":
+        return str(tmp_path / "features.db")
+    return request.getfixturevalue("new_postgres")()
+
+
+@pytest.fixture
+def store(store_address: str) -> Iterator[Store]:
+    with Store.open(store_address) as opened:
+        yield opened
+
+
+def _dictionary(name: str = "tiny", **changes: Any) -> DictionaryRecord:
+    values: dict[str, Any] = {
+        "model": "gpt-tiny",
+        "hook_point": "transformer.h.1",
+        "architecture": "topk",
+        "dataset": "stdlib",
+        "d_in": 8,
+        "d_sae": 16,
+        "context_size": 6,
+        "num_tokens": 10_000_000_000,  # more than 32 bits
+        "metrics": {"explained_variance": 0.1 + 0.2},
+        "details": {"seed": 3, "nested": {"list": [1, None, "é"]}},
+    }
+    return DictionaryRecord(name=name, **values | changes)
+
+
+def _feature(index: int, **changes: Any) -> FeatureRecord:
+    values: dict[str, Any] = {
+        "num_firings": 10 * index,
+        "density": index / 100,
+        "max_activation": 16.0 - index,
+        "mean_activation": 1 / 3,
+        "histogram": Histogram(edges=(0.0, 0.5, 1.0), counts=(7, 3)),
+        "top_logits": (TokenLogit(token_id=5, text=" the", logit=1.25),),
+        "bottom_logits": (TokenLogit(token_id=6, text="\n", logit=-0.1),),
+    }
+    return FeatureRecord(index=index, **values | changes)
+
+
+def _label(text: str, **changes: Any) -> Label:
+    values: dict[str, Any] = {"kind": "tokens", "precision": 0.75, "lift": 12.5, "num_firings": 40}
+    return Label(text=text, **values | changes)
+
+
+def _window(identity: int, **changes: Any) -> Window:
+    values: dict[str, Any] = {
+        "document": "json.decoder",
+        "offset": 120,
+        "token_ids": (1, 2, 3, 4, 5, 6),
+        "token_texts": ("def", " f", "(", "x", ")", ":\n"),
+    }
+    return Window(id=identity, **values | changes)
+
+
+def _example(feature: int, rank: int, window_id: int, **changes: Any) -> Example:
+    values: dict[str, Any] = {"peak": 3, "activation": 2.5, "positions": (1, 3), "values": (0.125, 2.5)}
+    return Example(feature=feature, rank=rank, window_id=window_id, **values | changes)
+
+
+@pytest.fixture(scope="session")
+def make() -> SimpleNamespace:
+    """Builders of small valid records; any field can be given by name."""
+    return SimpleNamespace(dictionary=_dictionary, feature=_feature, label=_label, window=_window, example=_example)
