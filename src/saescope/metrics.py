@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# float64 sums of equal numbers leave this much of their squared norm where a squared distance should be 0
+_ROUNDING = 1e-26
+
 
 def explained_variance(x: Tensor, x_hat: Tensor) -> float:
     """Share of the activations' variance that the reconstruction explains, 1 - E|x - x_hat|^2 / E|x - mean|^2.
@@ -24,19 +27,16 @@ def explained_variance(x: Tensor, x_hat: Tensor) -> float:
         x: activations, ``[B, d_in]``.
         x_hat: reconstructions, ``[B, d_in]``.
     """
-    meter = ReconstructionMeter()
-    meter.update(x, x_hat)
-    return meter.result().explained_variance
+    return _measure(x, x_hat).explained_variance
 
 
 def explained_variance_legacy(x: Tensor, x_hat: Tensor) -> float:
     """Mean over tokens of 1 - |x - x_hat|^2 / |x - batch mean|^2: the figure of older published tables.
 
     A mean of ratios: tokens near the mean dominate it, and it depends on how tokens were batched. For comparison only.
+    Tokens at the mean itself (such as the only one of a batch) have no ratio and are left out.
     """
-    x, x_hat = x.double(), x_hat.double()
-    ratios = (x - x_hat).square().sum(-1) / (x - x.mean(0)).square().sum(-1)  # [B]
-    return float((1 - ratios).mean())
+    return _measure(x, x_hat).explained_variance_legacy
 
 
 def loss_recovered(loss_clean: float, loss_spliced: float, loss_ablated: float) -> float:
@@ -59,14 +59,29 @@ def loss_recovered(loss_clean: float, loss_spliced: float, loss_ablated: float) 
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """How well activations are rebuilt, over all tokens that a meter has seen."""
+    """How well activations are rebuilt, over all tokens that a meter has seen; nan where a number is undefined."""
 
     num_tokens: int
     explained_variance: float
     explained_variance_legacy: float  # per-token ratios against each batch's mean
-    cosine: float  # mean cosine of x and x_hat
+    cosine: float  # mean cosine of x and x_hat, 0 where one of them is 0
     mse: float  # mean over tokens of |x - x_hat|^2
-    l2_ratio: float  # mean over tokens of |x_hat| / |x|
+    l2_ratio: float  # mean over tokens of |x_hat| / |x|, without tokens where x is 0
+
+
+class _Mean:
+    """The mean of numbers that come in batches."""
+
+    def __init__(self) -> None:
+        self.sum, self.count = 0.0, 0
+
+    def add(self, values: Tensor) -> None:
+        self.sum += float(values.sum())
+        self.count += len(values)
+
+    @property
+    def value(self) -> float:
+        return self.sum / self.count if self.count else float("nan")
 
 
 class ReconstructionMeter:
@@ -80,7 +95,7 @@ class ReconstructionMeter:
         self.num_tokens = 0
         self._pilot: Tensor | None = None
         self._sum: Tensor = torch.zeros(())  # of x - pilot, [d_in]
-        self._square = self._error = self._legacy = self._cosine = self._ratio = 0.0
+        self._square, self._error, self._legacy, self._cosine, self._ratio = (_Mean() for _ in range(5))
 
     def update(self, x: Tensor, x_hat: Tensor) -> None:
         """Add a batch of activations and reconstructions, both ``[B, d_in]``."""
@@ -95,15 +110,16 @@ class ReconstructionMeter:
             self._pilot = x.mean(0)
             self._sum = torch.zeros_like(self._pilot)
         centred = x - self._pilot
-        error = (x - x_hat).square().sum(-1)  # [B]
+        error, spread = (x - x_hat).square().sum(-1), (x - x.mean(0)).square().sum(-1)  # [B]
         norm, norm_hat = x.norm(dim=-1), x_hat.norm(dim=-1)
+        at_the_mean = spread <= _ROUNDING * norm.square()
         self.num_tokens += len(x)
         self._sum += centred.sum(0)
-        self._square += float(centred.square().sum())
-        self._error += float(error.sum())
-        self._legacy += float((1 - error / (x - x.mean(0)).square().sum(-1)).sum())
-        self._cosine += float(((x * x_hat).sum(-1) / (norm * norm_hat).clamp_min(1e-300)).sum())
-        self._ratio += float((norm_hat / norm.clamp_min(1e-300)).sum())
+        self._square.add(centred.square().sum(-1))
+        self._error.add(error)
+        self._legacy.add((1 - error / spread)[~at_the_mean])
+        self._cosine.add((x * x_hat).sum(-1) / (norm * norm_hat).clamp_min(1e-300))
+        self._ratio.add((norm_hat / norm)[norm != 0])
 
     @property
     def mean(self) -> Tensor:
@@ -115,16 +131,22 @@ class ReconstructionMeter:
     def result(self) -> Reconstruction:
         if self._pilot is None:
             raise ValueError("no tokens were measured; give the meter at least one batch")
-        n = self.num_tokens
-        variance = self._square / n - float((self._sum / n).square().sum())
+        variance = self._square.value - float((self._sum / self.num_tokens).square().sum())
+        varies = variance > _ROUNDING * float(self._pilot.square().sum())
         return Reconstruction(
-            num_tokens=n,
-            explained_variance=1 - (self._error / n) / variance if variance > 0 else float("nan"),
-            explained_variance_legacy=self._legacy / n,
-            cosine=self._cosine / n,
-            mse=self._error / n,
-            l2_ratio=self._ratio / n,
+            num_tokens=self.num_tokens,
+            explained_variance=1 - self._error.value / variance if varies else float("nan"),
+            explained_variance_legacy=self._legacy.value,
+            cosine=self._cosine.value,
+            mse=self._error.value,
+            l2_ratio=self._ratio.value,
         )
+
+
+def _measure(x: Tensor, x_hat: Tensor) -> Reconstruction:
+    meter = ReconstructionMeter()
+    meter.update(x, x_hat)
+    return meter.result()
 
 
 @dataclass(frozen=True, kw_only=True)

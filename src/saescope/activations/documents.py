@@ -7,12 +7,13 @@ A source is named in one place (``DatasetConfig.name``) and read lazily as docum
 * a folder: a data set saved by ``datasets`` (``save_to_disk``), or every file below it as above;
 * otherwise a hub id (``org/name``), streamed.
 
-Files and folders have no splits of their own, so they get the same two as the bundled corpus: ``held_out`` is one document
-in ten by a hash of its name, ``train`` the others, ``all`` both.
+Hub data sets and a saved ``DatasetDict`` have splits of their own. Everything else gets the same two as the bundled corpus:
+``held_out`` is one document in ten by a hash of its name, ``train`` the others, ``all`` both.
 """
 
 from __future__ import annotations
 
+import csv
 import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from saescope.models.bundled.corpus import SPLITS, source_files, split_of
 
 BUNDLED = "bundled"
 ALL = "all"
+_SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"  # what datasets writes beside its tables
 _TABLES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".arrow": "arrow", ".csv": "csv"}
 
 
@@ -32,7 +34,7 @@ class DatasetConfig:
     """Which text to read."""
 
     name: str = BUNDLED  # "bundled", a file, a folder, or a hub id
-    split: str = "train"  # "train", "held_out" or "all"; hub data sets and saved ones have their own
+    split: str = "train"  # "train", "held_out" or "all"; hub data sets and a saved DatasetDict have their own
     column: str = "text"  # the column of a table that holds the text
     subset: str | None = None  # configuration name of a hub data set
 
@@ -72,9 +74,9 @@ def read_documents(config: DatasetConfig | str) -> Iterator[Document]:
 
 
 def has_own_splits(name: str) -> bool:
-    """Whether a source comes with its own split names (hub data sets and saved ones)."""
+    """Whether a source comes with its own split names (hub data sets and a saved ``DatasetDict``)."""
     path = Path(name).expanduser()
-    return not path.is_file() and (_is_saved_dataset(path) if path.is_dir() else name != BUNDLED)
+    return not path.is_file() and ((path / _SAVED_SPLITS).exists() if path.is_dir() else name != BUNDLED)
 
 
 def _open(config: DatasetConfig) -> Iterator[Document]:
@@ -82,14 +84,18 @@ def _open(config: DatasetConfig) -> Iterator[Document]:
     if not has_own_splits(config.name) and config.split not in (*SPLITS, ALL):
         raise DatasetError(f"{config.name} has the splits {', '.join(SPLITS)} and {ALL}, not {config.split!r}")
     if path.is_dir():
-        yield from _saved(path, config) if _is_saved_dataset(path) else _in_split(_folder(path, config), config.split)
+        if has_own_splits(config.name):
+            yield from _saved_split(path, config)
+        else:
+            documents = _saved(path, config) if (path / _SAVED).exists() else _folder(path, config)
+            yield from _in_split(documents, config.split)
     elif path.is_file():
         yield from _in_split(_file(path, path.name, config), config.split)
     elif config.name == BUNDLED:
         for file in source_files():
             if config.split in (file.split, ALL):
                 yield Document(f"{file.name}.py", file.text)
-    elif path.suffix in (*_TABLES, ".txt") or path.is_absolute() or config.name.startswith((".", "~")):
+    elif path.suffix.lower() in (*_TABLES, ".txt") or path.is_absolute() or config.name.startswith((".", "~")):
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DatasetError(f"no such file or folder: {path}{_nearest(path.name, siblings)}")
     else:
@@ -100,19 +106,19 @@ def _in_split(documents: Iterator[Document], split: str) -> Iterator[Document]:
     return (document for document in documents if split in (split_of(document.name), ALL))
 
 
-def _is_saved_dataset(path: Path) -> bool:
-    return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
-
-
 def _saved(path: Path, config: DatasetConfig) -> Iterator[Document]:
-    from datasets import DatasetDict, load_from_disk
+    from datasets import load_from_disk
 
-    saved = load_from_disk(str(path))
-    if isinstance(saved, DatasetDict):
-        if config.split not in saved:
-            raise DatasetError(f"{path} has the splits {', '.join(saved)}, not {config.split!r}")
-        saved = saved[config.split]
-    yield from _rows(iter(saved), path.name, config.column)
+    yield from _rows(iter(load_from_disk(str(path))), path.name, config.column)
+
+
+def _saved_split(path: Path, config: DatasetConfig) -> Iterator[Document]:
+    from datasets import load_from_disk
+
+    splits = load_from_disk(str(path))
+    if config.split not in splits:
+        raise DatasetError(f"{path} has the splits {', '.join(splits)}, not {config.split!r}")
+    yield from _rows(iter(splits[config.split]), path.name, config.column)
 
 
 def _folder(path: Path, config: DatasetConfig) -> Iterator[Document]:
@@ -122,20 +128,19 @@ def _folder(path: Path, config: DatasetConfig) -> Iterator[Document]:
         if p.is_file() and not any(part.startswith(".") for part in p.relative_to(path).parts)
     )
     for file in files:
-        yield from _file(file, str(file.relative_to(path)), config)
+        yield from _file(file, file.relative_to(path).as_posix(), config)
 
 
 def _file(path: Path, name: str, config: DatasetConfig) -> Iterator[Document]:
-    if path.suffix in _TABLES:
-        from datasets import load_dataset
-
+    if path.suffix.lower() in _TABLES:
         try:
-            table = load_dataset(_TABLES[path.suffix], data_files=str(path), split="train", streaming=True)
-            yield from _rows(iter(table), name, config.column)
+            yield from _rows(_table(path), name, config.column)
         except DatasetError:
             raise
         except Exception as error:  # the readers raise whatever their format library raises
-            raise DatasetError(f"{path} could not be read as {path.suffix[1:]}: {_first_line(error)}") from error
+            raise DatasetError(
+                f"{path} could not be read as {path.suffix[1:].lower()}: {_first_line(error)}"
+            ) from error
         return
     try:
         yield Document(name, path.read_text(encoding="utf-8"))
@@ -144,6 +149,18 @@ def _file(path: Path, name: str, config: DatasetConfig) -> Iterator[Document]:
             f"{path} is not UTF-8 text, and {path.suffix or 'a file without ending'} is not a table "
             f"({', '.join(_TABLES)}); move it out of the folder or convert it"
         ) from None
+
+
+def _table(path: Path) -> Iterator[dict[str, Any]]:
+    kind = _TABLES[path.suffix.lower()]
+    if kind == "csv":  # not by datasets, which takes texts such as "NA" for missing and "12" for a number
+        csv.field_size_limit(2**31 - 1)  # the limit of 131,072 characters would refuse long texts
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield from csv.DictReader(file)
+        return
+    from datasets import load_dataset
+
+    yield from load_dataset(kind, data_files=str(path), split="train", streaming=True)
 
 
 def _hub(config: DatasetConfig) -> Iterator[Document]:
@@ -164,8 +181,9 @@ def _hub(config: DatasetConfig) -> Iterator[Document]:
 def _rows(rows: Iterator[dict[str, Any]], name: str, column: str) -> Iterator[Document]:
     for number, row in enumerate(rows):
         if column not in row:
+            known = [name for name in row if name]
             raise DatasetError(
-                f"{name} has no column {column!r}{_nearest(column, list(row))}; its columns are {', '.join(row)}"
+                f"{name} has no column {column!r}{_nearest(column, known)}; its columns are {', '.join(known)}"
             )
         text = row[column]
         if text is not None and not isinstance(text, str):

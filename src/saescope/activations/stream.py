@@ -12,6 +12,7 @@ T  tokens in a batch, d  width of a hook point.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -50,7 +51,8 @@ class ActivationStream(Iterator[ActivationBatch]):
     """Shuffled activations of a model on a corpus; one forward pass serves all hook points.
 
     Attributes:
-        buffer_windows: windows in a full buffer, so ``buffer_windows * T`` tokens (special ones included) are mixed.
+        num_blocks: equal parts (but for one window) of a pass, each of which fills the buffer once.
+        buffer_windows: windows in such a part; their tokens are mixed with each other.
     """
 
     def __init__(
@@ -64,11 +66,11 @@ class ActivationStream(Iterator[ActivationBatch]):
         seed: int = 0,
     ) -> None:
         config = config or StreamConfig()
-        if not hook_points:
-            raise ValueError("name at least one hook point")
+        if isinstance(hook_points, str) or not hook_points:
+            raise ValueError(f"hook_points is a list of at least one name, not {hook_points!r}")
         for name in hook_points:
             model.hook_point(name)  # an unknown name is refused now, not after the first block
-        tokens = windows.num_tokens
+        tokens = windows.num_tokens if config.exclude_special_tokens else windows.num_attended
         if batch_size_tokens < 1 or config.buffer_size_tokens < batch_size_tokens:
             raise ValueError(
                 f"batch_size_tokens = {batch_size_tokens} must be at least 1 and at most "
@@ -81,17 +83,19 @@ class ActivationStream(Iterator[ActivationBatch]):
             )
         self.batch_size_tokens = batch_size_tokens
         self.model, self.windows, self.config, self.seed = model, windows, config, seed
-        self.hook_points = list(hook_points)
-        self.buffer_windows = min(len(windows), max(1, round(config.buffer_size_tokens * len(windows) / tokens)))
+        self.hook_points = list(dict.fromkeys(hook_points))
+        # blocks of one size: what a short last one would hold is hardly mixed
+        self.num_blocks = math.ceil(len(windows) / max(1, round(config.buffer_size_tokens * len(windows) / tokens)))
+        self.buffer_windows = len(windows) // self.num_blocks
+        self._buffer_tokens = tokens // self.num_blocks
         self._epoch = self._block = self._drawn = 0
         self._carry = self._empty()  # left over from the block before
         self._buffer: ActivationBatch | None = None
 
     def mixing(self) -> str:
         """What is mixed with what, in tokens."""
-        tokens = round(self.buffer_windows * self.windows.num_tokens / len(self.windows))
         return (
-            f"each batch of {self.batch_size_tokens:,} tokens is drawn from {tokens:,} mixed tokens "
+            f"each batch of {self.batch_size_tokens:,} tokens is drawn from {self._buffer_tokens:,} mixed tokens "
             f"({self.buffer_windows:,} random windows of {len(self.windows):,})"
         )
 
@@ -110,14 +114,14 @@ class ActivationStream(Iterator[ActivationBatch]):
     def _advance(self) -> None:
         self._drawn = 0
         self._block += 1
-        if self._block * self.buffer_windows >= len(self.windows):
+        if self._block == self.num_blocks:
             self._epoch, self._block = self._epoch + 1, 0
 
     def _fill(self) -> ActivationBatch:
         """The current block, read, joined to what the last one left over, and permuted."""
         generator = torch.Generator().manual_seed(_mix(self.seed, self._epoch))
         order = torch.randperm(len(self.windows), generator=generator)
-        rows = order[self._block * self.buffer_windows :][: self.buffer_windows]
+        rows = order.tensor_split(self.num_blocks)[self._block]
         parts = [self._carry]
         for chunk in rows.split(self.config.model_batch_size_windows):
             batch = self.windows.batch(chunk.numpy())

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice, pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+Packing = Literal["concatenate", "separate"]
 _DOCUMENTS_AT_ONCE = 64  # in one call of the tokenizer
 
 
@@ -34,11 +35,13 @@ class WindowConfig:
     """How text is cut into windows."""
 
     context_size: int = 128  # tokens in a window, its opening token included
-    packing: Literal["concatenate", "separate"] = "concatenate"
+    packing: Packing = "concatenate"
     prepend_bos: bool = True  # every window opens with the beginning-of-sequence token
     max_tokens: int | None = None  # stop reading text after so many tokens; None: all of it
 
     def __post_init__(self) -> None:
+        if self.packing not in get_args(Packing):
+            raise ValueError(f"packing must be {' or '.join(map(repr, get_args(Packing)))}, got {self.packing!r}")
         if self.context_size < 2 + self.prepend_bos:
             raise ValueError(f"context_size must be at least {2 + self.prepend_bos}, got {self.context_size}")
         if self.max_tokens is not None and self.max_tokens < 1:
@@ -140,6 +143,11 @@ class TokenWindows:
         content = np.concatenate([[0], np.cumsum(self._content(self.tokens))])
         return int((content[self.starts + self.lengths] - content[self.starts]).sum())
 
+    @property
+    def num_attended(self) -> int:
+        """Tokens in all windows, special ones counted and padding not."""
+        return int(self.lengths.sum()) + (len(self) if self.bos_id is not None else 0)
+
     def _content(self, ids: np.ndarray) -> np.ndarray:
         return ~np.isin(ids, list(self.special_ids))
 
@@ -187,12 +195,18 @@ class TokenWindows:
         raise ValueError(f"num_tokens = {num_tokens} is less than what one window holds ({self.config.context_size})")
 
     def document_of(self, position: int) -> tuple[Document, int]:
-        """The document that holds a position, and the token's offset in it (the separator not counted)."""
+        """The document that holds a position, and the token's offset in it; its separator stands at offset -1.
+
+        Raises:
+            IndexError: no such position; opening and padding tokens (-1) belong to no document.
+        """
+        if not 0 <= position < len(self.tokens):
+            raise IndexError(f"position {position} is not in the text, which has positions 0 to {len(self.tokens) - 1}")
         number = int(np.searchsorted(self.document_starts, position, side="right")) - 1
         return self.documents[number], position - int(self.document_starts[number]) - (self.separator_id is not None)
 
 
-def _cut(document_starts: np.ndarray, width: int, packing: str) -> tuple[np.ndarray, np.ndarray]:
+def _cut(document_starts: np.ndarray, width: int, packing: Packing) -> tuple[np.ndarray, np.ndarray]:
     """First position and length of every window. Concatenated text leaves its last, unfilled window out."""
     if packing == "concatenate":
         starts = np.arange(0, document_starts[-1] - width + 1, width)

@@ -36,8 +36,9 @@ class DictionaryConfig:
 
     def __post_init__(self) -> None:
         for name in ("d_in", "d_sae"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
 class Dictionary(nn.Module, ABC):
@@ -144,11 +145,18 @@ def register(name: str, *, saelens_name: str | None = None) -> Callable[[D], D]:
     """
 
     def decorate(cls: D) -> D:
-        known = _ARCHITECTURES.get(name)
-        if known is not None and known.__qualname__ != cls.__qualname__:
-            raise ValueError(f"the architecture name {name!r} is taken by {known.__qualname__}; choose another")
-        cls.architecture = name
-        cls.saelens_name = saelens_name or f"saescope/{name}"
+        on_disk = saelens_name or f"saescope/{name}"
+        for known in _ARCHITECTURES.values():
+            # a class that is defined again (a reloaded module, a notebook cell) replaces itself
+            again = (known.__module__, known.__qualname__) == (cls.__module__, cls.__qualname__)
+            if not again and name == known.architecture:
+                raise ValueError(f"the architecture name {name!r} is taken by {known.__qualname__}; choose another")
+            if not again and on_disk == known.saelens_name:
+                raise ValueError(
+                    f"{known.__qualname__} opens the files named {on_disk!r}; leave saelens_name out, "
+                    f"so that yours are named 'saescope/{name}'"
+                )
+        cls.architecture, cls.saelens_name = name, on_disk
         _ARCHITECTURES[name] = cls
         return cls
 

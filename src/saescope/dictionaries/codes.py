@@ -3,7 +3,7 @@
 A dense ``[B, d_sae]`` tensor is nearly all zeros; analysis and evaluation only need the rest. Every token gets K slots of
 (feature, value); unused slots hold value 0 and feature 0, so that sums and scatters need no special case.
 
-B  tokens, K  slots per token (k for TopK, the busiest token's count otherwise).
+B  tokens, K  slots per token (k for TopK, the busiest token's count otherwise, and never less than one).
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ class SparseCodes:
     @classmethod
     def from_dense(cls, f: Tensor) -> SparseCodes:
         """Codes of a dense ``[B, d_sae]`` tensor."""
-        active = f != 0
-        slots = int(active.sum(-1).max()) if f.numel() else 0
-        # stable sort puts active features first, in the order of their index
-        indices = active.int().argsort(dim=-1, descending=True, stable=True)[:, :slots]
-        values = f.gather(-1, indices)
-        return cls(torch.where(values != 0, indices, 0), values, f.shape[-1])
+        token, feature = f.nonzero(as_tuple=True)
+        counts = torch.bincount(token, minlength=len(f))
+        slot = torch.arange(len(token), device=f.device) - (counts.cumsum(0) - counts)[token]
+        shape = (len(f), max(1, int(counts.max())) if len(f) else 1)
+        indices = feature.new_zeros(shape).index_put((token, slot), feature)
+        values = f.new_zeros(shape).index_put((token, slot), f[token, feature])
+        return cls(indices, values, f.shape[-1])
 
     def to_dense(self) -> Tensor:
         """The same codes as a dense ``[B, d_sae]`` tensor."""

@@ -47,11 +47,14 @@ def save_dictionary(
         saescope: our provenance and training summary, kept under ``metadata.saescope``.
 
     Raises:
-        FileExistsError: the folder exists and ``overwrite`` is not set.
+        FileExistsError: the folder exists and ``overwrite`` is not set, or holds files that are not a dictionary's.
+        OSError: the files can not be written; the folder is left as it was.
     """
     folder = Path(folder)
-    if folder.exists() and not overwrite:
-        raise FileExistsError(f"{folder} already exists; choose another folder or allow overwriting")
+    if folder.exists():
+        if not overwrite:
+            raise FileExistsError(f"{folder} already exists; choose another folder or allow overwriting")
+        _refuse_foreign_files(folder)
     config = {
         "architecture": dictionary.saelens_name,
         "d_in": dictionary.d_in,
@@ -68,14 +71,21 @@ def save_dictionary(
         "b_enc": dictionary.b_enc,
         "b_dec": dictionary.b_dec,
     }
+    text = json.dumps(config, indent=1) + "\n"
+    beside = new_folder_beside(folder)
+    write_tensors(tensors, beside / WEIGHTS_FILE)
+    (beside / CONFIG_FILE).write_text(text)
+    replace_folder(beside, folder)
+    return folder
+
+
+def new_folder_beside(folder: Path) -> Path:
+    """An empty folder beside ``folder`` to write into; what an interrupted write left there is removed."""
     beside = folder.with_name(folder.name + ".partial")
     if beside.exists():
         shutil.rmtree(beside)
     beside.mkdir(parents=True)
-    write_tensors(tensors, beside / WEIGHTS_FILE)
-    (beside / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n")
-    replace_folder(beside, folder)
-    return folder
+    return beside
 
 
 def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -88,14 +98,19 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
 
 def replace_folder(beside: Path, folder: Path) -> None:
     """Sync a finished folder's files and put it in the place of ``folder``; the old one goes only when it stands."""
-    for path in beside.iterdir():
+    for path in (*beside.iterdir(), beside):
         _sync(path)
-    old = folder.with_name(folder.name + ".old")
-    if old.exists():
-        shutil.rmtree(old)
+    old = _place_of_old(folder)
     if folder.exists():
+        if old.exists():
+            shutil.rmtree(old)
         folder.rename(old)
-    beside.rename(folder)
+    try:
+        beside.rename(folder)
+    except BaseException:
+        if old.exists():
+            old.rename(folder)
+        raise
     _sync(folder.parent)
     if old.exists():
         shutil.rmtree(old)
@@ -116,30 +131,37 @@ def load_dictionary(folder: str | Path, *, device: str = "cpu") -> Dictionary:
         raise ValueError(
             f"{folder}: cfg.json has architecture {name!r}; this version opens {', '.join(sorted(by_saelens_name))}"
         )
-    cls = by_saelens_name[name]
+    architecture = by_saelens_name[name]
     for key, expected in _SHARED_KEYS.items():
         if config.get(key, expected) != expected:
             raise ValueError(f"{folder}: cfg.json has {key} = {config[key]!r}; only {expected!r} can be opened so far")
     if config.get("rescale_acts_by_decoder_norm"):
         raise ValueError(f"{folder}: gating by decoder norm (rescale_acts_by_decoder_norm) can not be opened so far")
-    wanted = {field.name for field in fields(cls.Config)}
+    wanted = {field.name for field in fields(architecture.Config)}
     unknown = set(config) - wanted - set(_SHARED_KEYS) - _KEYS_WITHOUT_EFFECT
     if unknown or not wanted <= set(config):
         raise ValueError(
             f"{folder}: cfg.json of a {name} dictionary needs {sorted(wanted)}; "
             f"missing {sorted(wanted - set(config))}, not understood {sorted(unknown)}"
         )
-    dictionary = cls(cls.Config(**{key: config[key] for key in wanted}))
+    try:
+        settings = architecture.Config(**{key: config[key] for key in wanted})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder}: cfg.json can not be used: {error}") from error
     tensors = _read_weights(folder)
     shapes = {
-        "W_enc": [dictionary.d_in, dictionary.d_sae],
-        "W_dec": [dictionary.d_sae, dictionary.d_in],
-        "b_enc": [dictionary.d_sae],
-        "b_dec": [dictionary.d_in],
+        "W_enc": [settings.d_in, settings.d_sae],
+        "W_dec": [settings.d_sae, settings.d_in],
+        "b_enc": [settings.d_sae],
+        "b_dec": [settings.d_in],
     }
     found = {key: list(tensor.shape) for key, tensor in tensors.items()}
     if found != shapes:
         raise ValueError(f"{folder}: {WEIGHTS_FILE} should hold {shapes}, but holds {found}")
+    dtypes = sorted({str(tensor.dtype) for tensor in tensors.values()})
+    if len(dtypes) > 1 or not tensors["W_dec"].is_floating_point():
+        raise ValueError(f"{folder}: {WEIGHTS_FILE} should hold tensors of one floating dtype, but holds {dtypes}")
+    dictionary = architecture(settings)
     with torch.no_grad():
         dictionary.encoder_rows = torch.nn.Parameter(tensors["W_enc"].T.contiguous())
         for key in ("W_dec", "b_enc", "b_dec"):
@@ -156,11 +178,13 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     if not path.is_file():
-        found = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
+        found = f"it holds {sorted(p.name for p in folder.iterdir())[:8]}" if folder.is_dir() else "no such folder"
+        if not folder.exists() and _place_of_old(folder).exists():
+            found = f"a write was cut off here; the dictionary before it is in {_place_of_old(folder)}"
         raise FileNotFoundError(f"{folder} is not a dictionary: it has no {CONFIG_FILE} ({found})")
     try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} should hold a JSON object")
@@ -175,6 +199,21 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
+
+
+def _place_of_old(folder: Path) -> Path:
+    """Where ``folder`` waits while the new one takes its place."""
+    return folder.with_name(folder.name + ".old")
+
+
+def _refuse_foreign_files(folder: Path) -> None:
+    """Overwriting replaces the whole folder: one that holds anything else than a dictionary is never touched."""
+    present = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else [folder.name]
+    foreign = [name for name in present if name not in (CONFIG_FILE, WEIGHTS_FILE)]
+    if foreign:
+        raise FileExistsError(
+            f"{folder} holds files that are not a dictionary's ({', '.join(foreign[:5])}); choose another folder"
+        )
 
 
 def _sync(path: Path) -> None:

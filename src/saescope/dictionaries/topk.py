@@ -22,8 +22,8 @@ class TopKConfig(DictionaryConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.k <= self.d_sae:
-            raise ValueError(f"k must lie between 1 and d_sae = {self.d_sae}, got {self.k}")
+        if not isinstance(self.k, int) or not 1 <= self.k <= self.d_sae:
+            raise ValueError(f"k must be a whole number between 1 and d_sae = {self.d_sae}, got {self.k!r}")
 
 
 @register("topk", saelens_name="topk")
@@ -39,7 +39,7 @@ class TopK(Dictionary):
 
     def encode_sparse(self, x: Tensor) -> SparseCodes:
         values, indices = self.pre_activations(x).topk(self.config.k, dim=-1, sorted=False)
-        return SparseCodes(indices, F.relu(values), self.d_sae)
+        return SparseCodes(indices.where(values > 0, 0), F.relu(values), self.d_sae)
 
     def saelens_extras(self) -> dict[str, Any]:
         return {**super().saelens_extras(), "rescale_acts_by_decoder_norm": False}

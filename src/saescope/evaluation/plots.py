@@ -36,7 +36,7 @@ def plot_densities(density: np.ndarray, target: Path) -> Path:
     alive = density[density > 0]
     figure = _figure()
     axes = figure.subplots()
-    axes.hist(np.log10(alive), bins=np.linspace(-6, 0, 61).tolist(), color=_BLUE)
+    axes.hist(np.log10(alive).clip(-6), bins=np.linspace(-6, 0, 61).tolist(), color=_BLUE)
     axes.set_xlabel("density: share of tokens on which a feature fires (log10)")
     axes.set_ylabel("features")
     axes.set_title(f"Densities of {len(alive):,} features; {len(density) - len(alive):,} never fired", loc="left")

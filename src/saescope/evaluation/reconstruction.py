@@ -141,8 +141,8 @@ def evaluate(
 def _losses(dictionary: Dictionary, model: LanguageModel, hook_point: str, batch: WindowBatch, mean: Tensor) -> Tensor:
     """Sums over a batch: [CE clean, spliced, zero, mean, KL spliced, zero, mean, predictions]."""
     mask = batch.keep[:, :-1] & batch.attention[:, 1:]  # [B, T-1]: a kept token that has a successor
-    targets = batch.ids[:, 1:][mask]
-    keep = batch.keep
+    targets = batch.ids[:, 1:][mask].to(mean.device)
+    keep, mask = batch.keep.to(mean.device), mask.to(mean.device)
 
     def splice(x: Tensor) -> Tensor:
         out = x.clone()
@@ -163,12 +163,12 @@ def _losses(dictionary: Dictionary, model: LanguageModel, hook_point: str, batch
     for edit in (splice, replace_by(torch.zeros_like(mean)), replace_by(mean)):
         changed = log_probabilities(edit)
         found.append(_cross_entropy(changed, targets))
-        divergences.append((clean.exp() * (clean - changed)).sum(-1).double().sum())
-    return torch.stack([*found, *divergences, torch.tensor(float(len(targets)), dtype=torch.float64)])
+        divergences.append(float((clean.exp() * (clean - changed)).sum(-1).double().sum()))
+    return torch.tensor([*found, *divergences, len(targets)], dtype=torch.float64)
 
 
-def _cross_entropy(log_probabilities: Tensor, targets: Tensor) -> Tensor:
-    return -log_probabilities.gather(-1, targets[:, None]).double().sum()
+def _cross_entropy(log_probabilities: Tensor, targets: Tensor) -> float:
+    return -float(log_probabilities.gather(-1, targets[:, None]).double().sum())
 
 
 def _model_loss(totals: Tensor) -> ModelLoss:

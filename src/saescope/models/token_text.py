@@ -1,42 +1,57 @@
 """Token ids to the text that a person reads, one piece per token.
 
-Decoding ids one by one breaks characters that span several tokens. With byte-level tokenizers the bytes of each token are
-known: a character belongs to the token that holds its first byte, and tokens with nothing but later bytes get an empty
-piece, so that the pieces joined are the text. Bytes that form no character are shown as ``\\xNN``.
+Decoding ids one by one breaks characters that span several tokens. So tokens are taken as bytes: a character belongs to
+the token that holds its first byte, and tokens with nothing but later bytes get an empty piece, so that the pieces joined
+are the text. Bytes that form no character are shown as ``\\xNN``. With WordPiece and SentencePiece
+every token that begins a word gets the space before it, also at the start of a text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
+
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """The text of each token of a sequence; joined, the pieces are the text of the sequence."""
-    pieces = tokenizer.convert_ids_to_tokens(list(ids))
-    special = set(tokenizer.all_special_tokens)
-    if not _is_byte_level(tokenizer):
-        return [piece if piece in special else _plain(piece) for piece in pieces]
-    texts, run = [], []  # run: neighbouring ordinary tokens, decoded together
-    for piece in [*pieces, None]:
-        if piece is not None and piece not in special:
-            run.append(bytes(_byte_of()[character] for character in piece))
-            continue
-        texts += _cut_at_tokens(run)
-        run = []
-        if piece is not None:
-            texts.append(piece)
-    return texts
+    """The text of each token of a sequence; joined, the pieces are the text of the sequence.
+
+    Special tokens are shown as they are, ids without a token by number.
+    """
+    return _Reader(tokenizer).texts(ids)
 
 
 def vocabulary_texts(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[str]:
     """The text of every single id, unfinished characters as ``\\xNN``; ids without a token are named by number."""
-    known = len(tokenizer)
-    return [token_texts(tokenizer, [i])[0] if i < known else f"<{i}>" for i in range(vocab_size)]
+    reader = _Reader(tokenizer)
+    return [reader.texts([i])[0] for i in range(vocab_size)]
+
+
+class _Reader:
+    """What has to be known of a tokenizer to read its tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._special = set(tokenizer.all_special_tokens)
+        self._added = set(tokenizer.get_added_vocab())  # written as they are, also in a byte-level vocabulary
+        self._bytes_of = _bytes_in(tokenizer)
+
+    def texts(self, ids: Sequence[int]) -> list[str]:
+        texts: list[str] = []
+        run: list[bytes] = []  # neighbouring ordinary tokens, decoded together
+        for number, piece in zip(ids, self._tokenizer.convert_ids_to_tokens(list(ids)), strict=True):
+            if piece is not None and piece not in self._special:
+                run.append(piece.encode() if piece in self._added else self._bytes_of(piece))
+                continue
+            texts += [*_cut_at_tokens(run), f"<{number}>" if piece is None else piece]
+            run = []
+        return texts + _cut_at_tokens(run)
 
 
 def _cut_at_tokens(run: list[bytes]) -> list[str]:
@@ -62,14 +77,22 @@ def _character_size(data: bytes, place: int) -> int:
     return 1 if lead < 0xC0 else 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
 
 
-def _plain(piece: str) -> str:
-    """A SentencePiece or WordPiece token as text."""
-    return piece[2:] if piece.startswith("##") else piece.replace("\u2581", " ")
-
-
-def _is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
+def _bytes_in(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], bytes]:
+    """How the tokenizer writes bytes in the names of its tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    return backend is not None and "ByteLevel" in str(backend.decoder)
+    decoder = str(backend.decoder) if backend is not None else ""
+    if "ByteLevel" in decoder:
+        return lambda piece: bytes(_byte_of()[character] for character in piece)
+    if "WordPiece" in decoder:
+        return lambda piece: (piece[2:] if piece.startswith("##") else f" {piece}").encode()
+    if "ByteFallback" in decoder:
+        return lambda piece: bytes([int(piece[3:5], 16)]) if _BYTE.fullmatch(piece) else _spaced(piece)
+    return _spaced
+
+
+def _spaced(piece: str) -> bytes:
+    """A SentencePiece token, whose U+2581 stands for a space."""
+    return piece.replace("\u2581", " ").encode()
 
 
 @cache

@@ -2,7 +2,8 @@
 
 ``checkpoints/step-00001200/`` holds ``state.safetensors`` (unfolded weights, Adam's moments, counters, the stream's
 tensors), ``state.json`` (counters, stream position, the file's SHA-256) and ``dictionary/`` (the same weights folded, ready
-to open). A checkpoint is written beside and renamed; the checksum tells a damaged one, and the one before it is used.
+to open). A checkpoint is written beside and renamed as a whole; the checksum tells a damaged one, and the one before it is
+used.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import shutil
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from saescope.dictionaries.saving import replace_folder, write_tensors
+from saescope.dictionaries import Dictionary, save_dictionary
+from saescope.dictionaries.saving import new_folder_beside, replace_folder, write_tensors
 
 STATE_TENSORS = "state.safetensors"
 STATE_JSON = "state.json"
@@ -37,36 +40,57 @@ class Checkpoint:
         return {key[len(prefix) + 1 :]: value for key, value in self.tensors.items() if key.startswith(prefix + "/")}
 
 
-def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep_last: int) -> Path:
-    """Write a checkpoint into ``folder`` (the run's ``checkpoints``) and prune all but the newest ``keep_last``."""
+def write_checkpoint(
+    folder: Path,
+    checkpoint: Checkpoint,
+    *,
+    keep_last: int,
+    dictionary: Dictionary | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a checkpoint, and the dictionary as it stands, into ``folder`` (the run's ``checkpoints``).
+
+    Of the checkpoints there, this one and the ``keep_last - 1`` before it stay. Later ones are of a past that this run
+    does not share (it went on from an earlier checkpoint, because they are damaged) and go.
+    """
     target = folder / f"step-{checkpoint.step:08d}"
-    beside = folder / (target.name + ".partial")
-    if beside.exists():
-        shutil.rmtree(beside)
-    beside.mkdir(parents=True)
+    beside = new_folder_beside(target)
+    if dictionary is not None:
+        save_dictionary(dictionary, beside / "dictionary", metadata=metadata)
     write_tensors(checkpoint.tensors, beside / STATE_TENSORS)
     values = {"step": checkpoint.step, "sha256": _sha256(beside / STATE_TENSORS), **checkpoint.values}
     (beside / STATE_JSON).write_text(json.dumps(values, indent=1) + "\n")
     replace_folder(beside, target)
-    for old in _checkpoints(folder)[:-keep_last]:
-        shutil.rmtree(old)
+    present = checkpoints_in(folder)
+    kept = [path for path in present if path.name <= target.name][-keep_last:]
+    for path in present:
+        if path not in kept:
+            shutil.rmtree(path)
     return target
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest undamaged checkpoint in ``folder``, or None; a damaged one is skipped with a warning that names it."""
-    for path in reversed(_checkpoints(folder)):
+    """The newest undamaged checkpoint in ``folder``, or None where there is none; damaged ones are named in warnings.
+
+    Raises:
+        ValueError: all checkpoints are damaged.
+    """
+    present = checkpoints_in(folder)
+    for path in reversed(present):
         try:
             values = json.loads((path / STATE_JSON).read_text())
             if values.pop("sha256") != _sha256(path / STATE_TENSORS):
                 raise ValueError("the checksum does not match")
             return Checkpoint(values.pop("step"), load_file(path / STATE_TENSORS), values)
-        except (OSError, ValueError, KeyError) as error:
-            warnings.warn(f"checkpoint {path} is damaged ({error}); using the one before it", stacklevel=2)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            warnings.warn(f"checkpoint {path} is damaged ({error}); trying the one before it", stacklevel=2)
+    if present:
+        raise ValueError(f"every checkpoint in {folder} is damaged; remove that folder to start the run anew")
     return None
 
 
-def _checkpoints(folder: Path) -> list[Path]:
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The folders of whole checkpoints, oldest first."""
     return sorted(p for p in folder.glob("step-*") if p.suffix == "")
 
 

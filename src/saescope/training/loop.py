@@ -9,6 +9,7 @@ same for every model. The factor is measured on the first batch and folded away 
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -19,9 +20,9 @@ from typing import Any, Protocol, TextIO, runtime_checkable
 import torch
 from torch import Tensor
 
-from saescope.dictionaries import Dictionary, save_dictionary
+from saescope.dictionaries import Dictionary
 from saescope.metrics import explained_variance
-from saescope.training.checkpoint import Checkpoint, newest_checkpoint, write_checkpoint
+from saescope.training.checkpoint import Checkpoint, checkpoints_in, newest_checkpoint, write_checkpoint
 from saescope.training.losses import Loss, LossTerms, loss_for, scale_to_unit_rms
 from saescope.training.optimizer import UnitNormAdam
 from saescope.training.schedules import lr_factor
@@ -47,13 +48,20 @@ class TrainingConfig:
     keep_last: int = 2  # checkpoints kept
 
     def __post_init__(self) -> None:
+        counts = (
+            "batch_size_tokens", "dead_after_tokens", "log_every_n_steps", "checkpoint_every_n_steps", "keep_last",
+        )  # fmt: skip
+        for name in counts:
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.num_tokens < self.batch_size_tokens:
             raise ValueError(
                 f"num_tokens = {self.num_tokens} is less than one batch of batch_size_tokens = {self.batch_size_tokens}"
             )
-        for name in ("batch_size_tokens", "log_every_n_steps", "checkpoint_every_n_steps", "keep_last"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.num_warmup_steps >= 0:
+            raise ValueError(f"num_warmup_steps must not be negative, got {self.num_warmup_steps}")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm must be positive, or None for no clipping, got {self.max_grad_norm}")
         if not self.lr > 0 or not 0 <= self.decay_share <= 1:
             raise ValueError(f"lr must be positive and decay_share in [0, 1], got {self.lr} and {self.decay_share}")
 
@@ -91,7 +99,7 @@ class TrainingResult:
 
 
 class NonFiniteActivationsError(ValueError):
-    """A batch held NaN or infinity; the checkpoint before it has been kept."""
+    """A batch held NaN or infinity; the state before it is in a checkpoint, from which a run goes on after the batch."""
 
 
 @runtime_checkable
@@ -118,10 +126,11 @@ def train(
     source: str = "the stream",
     metadata: dict[str, Any] | None = None,
 ) -> TrainingResult:
-    """Train ``dictionary`` in place.
+    """Train ``dictionary`` in place. It works on raw activations before and after, also when training is interrupted.
 
     Args:
-        batches: activations, ``[batch_size_tokens, d_in]`` each.
+        dictionary: a new one, whose decoder bias becomes the mean of the first batch, or one to train further.
+        batches: activations, ``[batch_size_tokens, d_in]`` each, of any floating dtype.
         loss: what to minimise; by default the loss of the architecture.
         folder: where ``metrics.jsonl`` and ``checkpoints/`` go; nothing is written when None.
         resume: go on from the newest checkpoint in ``folder``, if there is one.
@@ -131,11 +140,14 @@ def train(
 
     Raises:
         NonFiniteActivationsError: a batch holds NaN or infinity. The state before it is checkpointed first.
-        ValueError: the stream ends early, or its width is not the dictionary's.
+        ValueError: the stream ends early, or a batch has another shape than announced.
+        FileExistsError: the folder holds checkpoints and ``resume`` is not set.
     """
     run = _Run(dictionary, config, loss or loss_for(dictionary), Path(folder) if folder else None, metadata or {})
-    if resume and run.folder is not None:
+    if resume:
         run.resume(batches)
+    else:
+        run.refuse_old_checkpoints()
     started, first = time.perf_counter(), run.step
     last: StepMetrics | None = None
     log = run.open_log()
@@ -164,13 +176,13 @@ def train(
     finally:
         if log:
             log.close()
-    dead_share = float(run.dead.double().mean())
-    dictionary.fold_input_scale(run.scale)
+        if run.scale:
+            dictionary.fold_input_scale(run.scale)
     return TrainingResult(
         dictionary=dictionary.eval(),
         num_steps=run.step,
         num_tokens=run.step * config.batch_size_tokens,
-        dead_share=dead_share,
+        dead_share=float(run.dead.double().mean()),
         seconds=time.perf_counter() - started,
         last=last,
     )
@@ -189,7 +201,7 @@ class _Run:
         self.metadata = metadata
         self.step = 0
         self.scale = 0.0  # 0: not measured yet
-        self.tokens_since_fired = torch.zeros(dictionary.d_sae, dtype=torch.int64)
+        self.tokens_since_fired = torch.zeros(dictionary.d_sae, dtype=torch.int64, device=dictionary.W_dec.device)
         self.optimizer = UnitNormAdam(
             dictionary,
             lr=config.lr,
@@ -210,10 +222,21 @@ class _Run:
         )
 
     def prepare(self, x: Tensor | None, batches: Iterator[Tensor], source: str) -> Tensor:
-        """Check a batch and scale it; the first batch also sets the scale and the decoder bias."""
+        """Check a batch and scale it; the first batch also sets the scale and the bias of a new decoder."""
+        expected = [self.config.batch_size_tokens, self.dictionary.d_in]
         if x is None:
             done = self.step * self.config.batch_size_tokens
             raise ValueError(f"{source} ended after {done} of {self.config.num_tokens} training tokens; give more text")
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"{source} gave a {type(x).__name__}, expected a tensor {expected}; of an ActivationStream, train takes "
+                "one hook point: stream.at(hook_point)"
+            )
+        if list(x.shape) != expected:
+            raise ValueError(
+                f"{source} gave a batch of shape {list(x.shape)}, expected {expected} (batch_size_tokens, d_in); "
+                "check the hook point and the batch size of the stream"
+            )
         if not torch.isfinite(x).all():
             self.checkpoint(batches)
             kept = f"; the state before it is kept in {self.folder / 'checkpoints'}" if self.folder else ""
@@ -221,10 +244,13 @@ class _Run:
                 f"step {self.step}: the activations at {source} contain NaN or infinity{kept}. "
                 "Check the model's dtype (float16 overflows) and its weights."
             )
+        x = x.detach().to(self.dictionary.W_dec)  # dtype and device
         if not self.scale:
             self.scale = scale_to_unit_rms(float(x.norm(dim=-1).double().sum()), len(x), x.shape[-1])
-            with torch.no_grad():
-                self.dictionary.b_dec.copy_(x.double().mean(0) * self.scale)
+            self.dictionary.fold_input_scale(1 / self.scale)
+            if not self.dictionary.b_dec.any():
+                with torch.no_grad():
+                    self.dictionary.b_dec.copy_(x.double().mean(0) * self.scale)
         return x * self.scale
 
     def count(self, terms: LossTerms, num_tokens: int) -> None:
@@ -254,12 +280,13 @@ class _Run:
             return None
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "metrics.jsonl"
-        kept = []
+        kept: list[str] = []
         if self.step and path.exists():
-            kept = [line for line in path.read_text().splitlines(keepends=True) if _step_of(line) <= self.step]
-        log = open(path, "w")  # noqa: SIM115 - closed by train()
-        log.writelines(kept)
-        return log
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= self.step]
+        beside = path.with_name(path.name + ".partial")
+        beside.write_text("".join(line + "\n" for line in kept))
+        beside.replace(path)  # whole at any moment: a kill right after resuming costs no line
+        return open(path, "a")
 
     def checkpoint(self, batches: Iterator[Tensor]) -> None:
         if self.folder is None:
@@ -273,37 +300,50 @@ class _Run:
             "scale": self.scale,
             "stream": {name: value for name, value in stream.items() if not isinstance(value, Tensor)},
         }
-        target = write_checkpoint(
-            self.folder / "checkpoints", Checkpoint(self.step, tensors, values), keep_last=self.config.keep_last
+        write_checkpoint(
+            self.folder / "checkpoints",
+            Checkpoint(self.step, tensors, values),
+            keep_last=self.config.keep_last,
+            dictionary=self._folded() if self.scale else None,
+            metadata=self.metadata,
         )
-        if self.scale:
-            save_dictionary(self._folded(), target / "dictionary", metadata=self.metadata)
+
+    def refuse_old_checkpoints(self) -> None:
+        if self.folder is not None and checkpoints_in(self.folder / "checkpoints"):
+            raise FileExistsError(
+                f"{self.folder} already holds checkpoints of a run; resume it, or choose another folder"
+            )
 
     def resume(self, batches: Iterator[Tensor]) -> None:
-        assert self.folder is not None
+        if self.folder is None:
+            raise ValueError("a run can only be resumed from the folder that holds its checkpoints; name it")
         checkpoint = newest_checkpoint(self.folder / "checkpoints")
         if checkpoint is None:
             return
         if not isinstance(batches, Resumable):
             raise ValueError("this stream of batches cannot be resumed: it has no state_dict() and load_state_dict()")
+        weights = checkpoint.part("dictionary")
+        shapes = {name: list(parameter.shape) for name, parameter in self.dictionary.named_parameters()}
+        found = {name: list(tensor.shape) for name, tensor in weights.items()}
+        if found != shapes:
+            raise ValueError(f"{self.folder} holds the run of another dictionary: {found}, not {shapes}")
+        batches.load_state_dict({**checkpoint.values["stream"], **checkpoint.part("stream")})
         with torch.no_grad():
             for name, parameter in self.dictionary.named_parameters():
-                parameter.copy_(checkpoint.part("dictionary")[name])
+                parameter.copy_(weights[name])
         self.optimizer.load_state(checkpoint.part("optimizer"))
-        self.tokens_since_fired = checkpoint.tensors["counters/tokens_since_fired"].clone()
+        self.tokens_since_fired.copy_(checkpoint.tensors["counters/tokens_since_fired"])
         self.step, self.scale = checkpoint.step, checkpoint.values["scale"]
-        batches.load_state_dict({**checkpoint.values["stream"], **checkpoint.part("stream")})
 
     def _folded(self) -> Dictionary:
         """A copy of the dictionary that works on raw activations."""
-        copy = type(self.dictionary)(self.dictionary.config)
-        copy.load_state_dict(self.dictionary.state_dict())
-        copy.fold_input_scale(self.scale)
-        return copy
+        folded = copy.deepcopy(self.dictionary)
+        folded.fold_input_scale(self.scale)
+        return folded
 
 
 def _step_of(line: str) -> int:
     try:
         return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):
+    except (json.JSONDecodeError, KeyError, TypeError):
         return 1 << 62  # a line that was cut off by a kill

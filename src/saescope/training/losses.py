@@ -50,6 +50,13 @@ class L1Config:
     l1_coefficient: float = 5.0  # of mean over tokens of sum f |W_dec row|, beside the squared error summed over d_in
     warmup_share: float = 0.05  # the coefficient rises linearly over this share of the training
 
+    def __post_init__(self) -> None:
+        if not self.l1_coefficient >= 0 or not 0 <= self.warmup_share <= 1:
+            raise ValueError(
+                f"l1_coefficient must not be negative and warmup_share must lie in [0, 1], "
+                f"got {self.l1_coefficient} and {self.warmup_share}"
+            )
+
 
 class L1Loss(Loss):
     """Squared error plus L1 penalty weighted by decoder norms: mean_B |x - x_hat|^2 + lambda mean_B sum_i f_i |W_dec_i|."""
@@ -62,12 +69,10 @@ class L1Loss(Loss):
         error = (dictionary.decode(f) - x).square().sum(-1).mean()
         l1 = (f @ dictionary.decoder_norms).mean()
         rise = min(1.0, progress / self.config.warmup_share) if self.config.warmup_share else 1.0
-        active = f.detach() > 0
         return LossTerms(
             error + self.config.l1_coefficient * rise * l1,
             {"mse": error.detach(), "l1": l1.detach()},
-            active.any(0),
-            active.sum(-1).float().mean(),
+            *_firing(f.detach()),
         )
 
 
@@ -77,6 +82,13 @@ class AuxKConfig:
 
     aux_coefficient: float = 1 / 32  # weight of the auxiliary loss that revives dead features
     k_aux: int | None = None  # dead features that may help on a token; d_in / 2 when left out
+
+    def __post_init__(self) -> None:
+        if not self.aux_coefficient >= 0 or (self.k_aux is not None and self.k_aux < 1):
+            raise ValueError(
+                f"aux_coefficient must not be negative and k_aux must be at least 1, "
+                f"got {self.aux_coefficient} and {self.k_aux}"
+            )
 
 
 class AuxKLoss(Loss):
@@ -95,22 +107,25 @@ class AuxKLoss(Loss):
         x_hat = dictionary.decode(f)
         error = _share_of_variance(x_hat, x)
         auxiliary = self._auxiliary(dictionary, pre, (x - x_hat).detach(), dead)
-        active = f.detach() > 0
         return LossTerms(
             error + self.config.aux_coefficient * auxiliary,
             {"nmse": error.detach(), "auxk": auxiliary.detach()},
-            active.any(0),
-            active.sum(-1).float().mean(),
+            *_firing(f.detach()),
         )
 
     def _auxiliary(self, dictionary: Dictionary, pre: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
         rows = dead.nonzero().squeeze(-1)
         if not len(rows):
             return pre.new_zeros(())
-        k_aux = min(self.config.k_aux or dictionary.d_in // 2, len(rows))
+        k_aux = min(self.config.k_aux or max(1, dictionary.d_in // 2), len(rows))
         values, slots = pre[:, rows].topk(k_aux, dim=-1, sorted=False)
         f = pre.new_zeros(len(pre), len(rows)).scatter(-1, slots, F.relu(values))
         return _share_of_variance(f @ dictionary.W_dec[rows], residual)  # no bias: the residual has none
+
+
+def _firing(f: Tensor) -> tuple[Tensor, Tensor]:
+    """Which features fired in a batch of activations ``[B, d_sae]``, and how many per token."""
+    return f.amax(0) > 0, f.count_nonzero() / len(f)  # both many times faster than sums over a mask
 
 
 def _share_of_variance(x_hat: Tensor, x: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ class UnitNormAdam:
         self.unit_norm = unit_norm
         self.parameters = dict(dictionary.named_parameters())
         self.adam = torch.optim.Adam(self.parameters.values(), lr=lr, betas=betas, eps=eps, fused=True)
+        self.adam.zero_grad()  # what an earlier backward left is no part of this run
         if unit_norm:
             self.normalise_decoder()
 
@@ -71,4 +72,6 @@ class UnitNormAdam:
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         for name, parameter in self.parameters.items():
             keys = [key for key in state if key.rpartition(".")[0] == name]
-            self.adam.state[parameter] = {key.rpartition(".")[2]: state[key].clone() for key in keys}
+            self.adam.state[parameter] = {
+                key.rpartition(".")[2]: state[key].to(parameter.device, copy=True) for key in keys
+            }

@@ -114,8 +114,8 @@ def _readme(card: dict[str, Any]) -> str:
 A GPT-2-architecture language model of {card["num_parameters"] / 1e6:.1f} million parameters
 ({training["num_layers"]} layers of width {training["d_model"]}, context {training["context_size"]}, byte-level BPE of
 {training["vocab_size"]} tokens), trained by `python -m saescope.models.bundled.train` on the source files of Python
-{card["python"]}'s standard library (tests, `idlelib` and generated files left out). One module in ten, by a hash of its dotted
-name, is held out.
+{card["python"]}'s standard library (tests, `idlelib` and generated files left out). One module in ten, by a hash of its
+dotted name, is held out.
 
 Trained for {training["num_steps"]:,} steps of {training["batch_size_windows"] * training["context_size"]:,} tokens
 ({tokens / 1e6:.1f} million tokens in all); stored in bfloat16. Measured on the stored weights, in float32, in

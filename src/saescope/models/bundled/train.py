@@ -84,6 +84,10 @@ def training_batch(stream: torch.Tensor, step: int, config: TrainingConfig) -> t
     width = config.context_size - 1  # the first position holds the end-of-text token
     num_windows = (stream.numel() - width) // width
     per_epoch = num_windows // config.batch_size_windows
+    if not per_epoch:
+        raise ValueError(
+            f"the text's {len(stream)} tokens are less than one batch of {config.batch_size_windows} windows"
+        )
     epoch, index = divmod(step, per_epoch)
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
     offset = int(torch.randint(width, (), generator=generator))
@@ -115,8 +119,8 @@ def build_optimizers(model: GPT2LMHeadModel, config: TrainingConfig) -> list[tor
 
 
 def lr_factor(step: int, config: TrainingConfig) -> float:
-    rise = (step + 1) / config.num_warmup_steps
-    fall = (config.num_steps - step) / (config.num_steps - config.num_warmup_steps)
+    rise = (step + 1) / max(1, config.num_warmup_steps)
+    fall = (config.num_steps - step) / max(1, config.num_steps - config.num_warmup_steps)
     return min(1.0, rise, fall)
 
 

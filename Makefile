@@ -1,0 +1,50 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# compiled modules of the editable package are kept, or every start would compile them again
+unexport PYTHONDONTWRITEBYTECODE
+# two test processes: each computes on one thread
+TEST := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -ra -q
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## +/\t/' | expand -t 14
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "installing into $(VENV) (once, some minutes)"; started=$$SECONDS; \
+	if ! test -x $(BIN)/python; then $(PYTHON) -m venv $(VENV) || exit 1; fi; \
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' \
+		2> >(grep -v 'is ignored' >&2) || exit 1; \
+	touch $@; echo "installed in $$((SECONDS - started)) s"
+
+install: $(STAMP)  ## create .venv and install everything
+
+demo: $(STAMP)  ## train a dictionary on real text and show what its features mean
+	@$(BIN)/saescope demo --overwrite
+
+test: $(STAMP)  ## all tests that need only Python (and PostgreSQL, where it is found)
+	$(TEST) -m "not slow"
+
+test-slow: $(STAMP)  ## kills, browsers, wheels: tests that take longer
+	$(TEST) -m slow
+
+lint: $(STAMP)  ## style, types, import contracts
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(STAMP)  ## write docs/commands.md from the commands' own help
+	$(BIN)/python tests/docs/commands.py docs/commands.md
+
+reproduce: $(STAMP)  ## train the bundled model again (one to two hours)
+	$(BIN)/python -m saescope.models.bundled.train runs/bundled
+	$(BIN)/python -m saescope.models.bundled.card runs/bundled
+
+bench: $(STAMP)  ## how fast training and analysis run here
+	$(BIN)/python benchmarks/walk.py
+
+.PHONY: help install demo test test-slow lint docs reproduce bench

@@ -1,0 +1,307 @@
+"""The stream: every token once per pass with the model's own values, well mixed, and resumable at any step."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from saescope.activations import ActivationBatch, ActivationStream, StreamConfig, TokenWindows, WindowConfig
+from saescope.models import HookPointError, LanguageModel
+
+HOOK, OTHER = "transformer.h.1", "blocks.2.hook_resid_pre"
+Make = Callable[..., ActivationStream]
+
+
+@pytest.fixture(scope="session")
+def text(documents: Any, tokenizer: Any) -> TokenWindows:
+    """Few windows, some padded: passes are short."""
+    config = WindowConfig(context_size=16, packing="separate")
+    return TokenWindows.build(documents[:6], tokenizer, config)
+
+
+@pytest.fixture
+def make(tiny: LanguageModel, text: TokenWindows) -> Make:
+    def stream(
+        windows: TokenWindows = text,
+        hook_points: list[str] | None = None,
+        batch: int = 50,
+        seed: int = 0,
+        model: LanguageModel = tiny,
+        **config: Any,
+    ) -> ActivationStream:
+        settings = StreamConfig(**{"buffer_size_tokens": 200, "model_batch_size_windows": 4, **config})
+        return ActivationStream(
+            model, windows, hook_points or [HOOK], batch_size_tokens=batch, config=settings, seed=seed
+        )
+
+    return stream
+
+
+def take(stream: ActivationStream, num_batches: int) -> list[ActivationBatch]:
+    return list(itertools.islice(stream, num_batches))
+
+
+def same(a: list[ActivationBatch], b: list[ActivationBatch]) -> bool:
+    """Bit for bit."""
+    return len(a) == len(b) and all(
+        torch.equal(x.positions, y.positions)
+        and x.values.keys() == y.values.keys()
+        and all(torch.equal(x.values[name], y.values[name]) for name in x.values)
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def read_window_by_window(model: LanguageModel, windows: TokenWindows, hook: str) -> dict[int, Tensor]:
+    """The activation of every position of the text, each window read alone and without its padding."""
+    found: dict[int, Tensor] = {}
+    for number in range(len(windows)):
+        batch = windows.batch([number])
+        length = int(batch.attention.sum())
+        values = model.read(batch.ids[:, :length], [hook])[hook][0]
+        found |= dict(zip(batch.positions[0, :length].tolist(), values, strict=True))
+    return found
+
+
+@pytest.mark.parametrize("exclude", [True, False])
+@pytest.mark.parametrize("packing", ["concatenate", "separate"])
+def test_each_pass_holds_every_token_once_with_the_models_own_value(
+    make: Make, tiny: LanguageModel, documents: Any, tokenizer: Any, packing: Any, exclude: bool
+) -> None:
+    config = WindowConfig(context_size=16, packing=packing)
+    windows = TokenWindows.build(documents[:6], tokenizer, config)
+    every = windows.batch(range(len(windows)))
+    expected = Counter(every.positions[every.keep if exclude else every.attention].tolist())
+    total = sum(expected.values())
+    assert total == (windows.num_tokens if exclude else windows.num_attended)
+    size = 8
+    passes = size // math.gcd(size, total)  # after so many, a pass and a batch end together
+    stream = make(windows, batch=size, exclude_special_tokens=exclude)
+    batches: list[ActivationBatch] = []
+    for done in range(1, passes + 1):
+        batches += take(stream, done * total // size - len(batches))
+        assert {len(batch.positions) for batch in batches} == {size}
+        drawn = Counter(position for batch in batches for position in batch.positions.tolist())
+        missing = {position: done * times - drawn[position] for position, times in expected.items()}
+        assert drawn.keys() <= expected.keys()
+        assert min(missing.values()) >= 0
+        assert sum(missing.values()) == done * total % size  # left over: less than a batch
+    values = read_window_by_window(tiny, windows, HOOK)
+    for batch in batches[:: len(batches) // 40]:
+        assert batch.values[HOOK].dtype == torch.float32
+        for position, value in zip(batch.positions.tolist(), batch.values[HOOK], strict=True):
+            if position >= 0:
+                torch.testing.assert_close(value, values[position], atol=1e-5, rtol=1e-4)
+
+
+class Forwards:
+    """Counts the windows that go into the model."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.windows: list[int] = []
+        self._handle = model.module.register_forward_pre_hook(
+            lambda module, args, kwargs: self.windows.append(len(kwargs["input_ids"])), with_kwargs=True
+        )
+
+    def __enter__(self) -> list[int]:
+        return self.windows
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+
+def test_two_hook_points_share_one_forward_pass(make: Make, tiny: LanguageModel, text: TokenWindows) -> None:
+    one, other = make(), make(hook_points=[OTHER])
+    both = make(hook_points=[HOOK, OTHER])
+    with Forwards(tiny) as windows:
+        alone = take(one, 12)
+    with Forwards(tiny) as windows_of_both:
+        together = take(both, 12)
+    assert windows == windows_of_both
+    assert max(windows) == 4
+    assert set(together[0].values) == {HOOK, OTHER}
+    for batch, first, second in zip(together, alone, take(other, 12), strict=True):
+        assert torch.equal(batch.positions, first.positions)
+        assert torch.equal(batch.positions, second.positions)
+        torch.testing.assert_close(batch.values[HOOK], first.values[HOOK])
+        torch.testing.assert_close(batch.values[OTHER], second.values[OTHER])
+
+
+def test_nothing_is_read_before_it_is_needed(make: Make, tiny: LanguageModel) -> None:
+    stream = make()
+    with Forwards(tiny) as windows:
+        assert not windows
+        next(stream)
+        assert sum(windows) == pytest.approx(stream.buffer_windows, abs=1)  # one block, and no more
+        block = len(windows)
+        next(stream)
+        assert len(windows) == block
+
+
+def test_the_seed_decides_everything(make: Make) -> None:
+    assert same(take(make(seed=3), 40), take(make(seed=3), 40))
+    first, second = (torch.cat([b.positions for b in take(make(seed=seed), 4)]) for seed in (3, 4))
+    assert not torch.equal(first, second)
+    assert set(first.tolist()) != set(second.tolist())  # other windows come first, not only another order within
+
+
+def test_passes_differ_in_order(make: Make, text: TokenWindows) -> None:
+    """Also where one buffer holds the whole text, so that a pass has no order of windows."""
+    size = next(size for size in range(20, 100) if text.num_tokens % size == 0)
+    for buffer in (200, 10_000):
+        stream = make(batch=size, buffer_size_tokens=buffer)
+        passes = [torch.cat([b.positions for b in take(stream, text.num_tokens // size)]) for _ in range(3)]
+        orders = [tuple(positions.tolist()) for positions in passes]
+        assert len(set(orders)) == 3
+        assert len({tuple(sorted(order)) for order in orders}) == 1
+
+
+@pytest.mark.parametrize(("batch", "buffer"), [(50, 200), (64, 64), (33, 10_000)])
+def test_resumed_at_any_step_it_goes_on_bit_for_bit(make: Make, text: TokenWindows, batch: int, buffer: int) -> None:
+    def stream() -> ActivationStream:
+        return make(hook_points=[HOOK, OTHER], batch=batch, buffer_size_tokens=buffer)
+
+    length = 2 * text.num_tokens // batch + 6  # into the third pass
+    straight, states = [], []
+    whole = stream()
+    for _ in range(length):
+        states.append(whole.state_dict())
+        straight.append(next(whole))
+    assert states[-1]["epoch"] == 2
+    for step, state in enumerate(states):
+        values = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
+        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        assert all(len(tensor) < batch for tensor in tensors.values())  # a checkpoint stays small
+        resumed = stream()
+        next(resumed)  # whatever it did before is forgotten
+        resumed.load_state_dict({**json.loads(json.dumps(values)), **tensors})
+        following = straight[step : step + 3] if step % 7 else straight[step:]
+        assert same(take(resumed, len(following)), following)
+
+
+def test_a_state_is_not_changed_by_going_on(make: Make) -> None:
+    stream = make()
+    take(stream, 9)
+    state = stream.state_dict()
+    copy = {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
+    expected = take(stream, 15)
+    stream.load_state_dict(state)
+    assert same(take(stream, 15), expected)
+    assert all(np.array_equal(state[name], copy[name]) for name in copy)
+
+
+def test_a_batch_may_be_written_to(make: Make) -> None:
+    """The trainer scales in place: no other batch may share its memory."""
+    expected = take(make(), 12)
+    stream, got = make(), []
+    for _ in range(12):
+        batch = next(stream)
+        got.append(ActivationBatch({n: v.clone() for n, v in batch.values.items()}, batch.positions.clone()))
+        batch.values[HOOK].zero_()
+        batch.positions.zero_()
+    assert same(got, expected)
+
+
+def test_one_hook_point_alone(make: Make) -> None:
+    stream = make(hook_points=[HOOK, OTHER])
+    view = stream.at(OTHER)
+    expected = [batch.values[OTHER] for batch in take(make(hook_points=[HOOK, OTHER]), 9)]
+    got = [next(view) for _ in range(5)]
+    state = view.state_dict()
+    next(view)
+    view.load_state_dict(state)
+    got += [next(view) for _ in range(4)]
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    with pytest.raises(ValueError, match=f"the stream reads {HOOK}, .*not transformer.h.0"):
+        stream.at("transformer.h.0")
+
+
+@pytest.mark.parametrize("buffer", [300, 1000, 2500])
+def test_a_batch_mixes_as_many_documents_as_the_log_says(
+    make: Make, tiny: LanguageModel, windows: TokenWindows, buffer: int
+) -> None:
+    """Neighbours in a batch come from the same window as often as chance has it among the windows in the buffer."""
+    stream = make(windows, batch=20, buffer_size_tokens=buffer)
+    stated = int(stream.mixing().split("drawn from ")[1].split()[0].replace(",", ""))
+    assert 0.5 * buffer <= stated <= 1.05 * buffer
+    with Forwards(tiny) as read:
+        next(stream)
+    per_window = windows.num_tokens / len(windows)
+    assert sum(read) == pytest.approx(stated / per_window, abs=1)  # rows resident, measured
+    hits = pairs = 0
+    for batch in itertools.islice(stream, 10 * windows.num_tokens // 20):
+        number = np.searchsorted(windows.starts, batch.positions.numpy(), side="right")
+        hits += int((number[1:] == number[:-1]).sum())
+        pairs += len(number) - 1
+    # of the stated tokens and half a batch that the block before left over, so many others are of the same window
+    expected = (per_window - 1) / (stated + 20 / 2 - 1)
+    assert expected == pytest.approx(1 / stream.buffer_windows, rel=0.15)
+    assert hits / pairs == pytest.approx(expected, rel=0.1, abs=3 * (expected / pairs) ** 0.5)
+
+
+def test_no_block_is_short(make: Make, tiny: LanguageModel, windows: TokenWindows) -> None:
+    """A short last block of a pass would give batches from a window or two."""
+    per_window = windows.num_tokens / len(windows)
+    for wanted in (5, len(windows) // 2 - 1, len(windows) - 1, len(windows)):
+        stream = make(windows, batch=20, buffer_size_tokens=round(wanted * per_window), model_batch_size_windows=9999)
+        with Forwards(tiny) as blocks:
+            take(stream, windows.num_tokens // 20)
+        assert len(blocks) == stream.num_blocks
+        assert max(blocks) - min(blocks) <= 1
+        assert max(blocks) <= wanted
+
+
+def test_mixing_in_words(make: Make, text: TokenWindows) -> None:
+    said = make(batch=50, buffer_size_tokens=10_000).mixing()
+    assert said == (
+        f"each batch of 50 tokens is drawn from {text.num_tokens:,} mixed tokens "
+        f"({len(text)} random windows of {len(text)})"
+    )
+    said = make(batch=50, buffer_size_tokens=10_000, exclude_special_tokens=False).mixing()
+    assert f" {text.num_attended:,} mixed tokens" in said
+
+
+def test_a_name_given_twice_is_read_once(make: Make) -> None:
+    stream = make(hook_points=[HOOK, HOOK])
+    assert same(take(stream, 8), take(make(), 8))
+    assert sum(name.startswith("carry.values") for name in stream.state_dict()) == 1
+
+
+def test_unknown_hook_point_is_refused_at_once(make: Make, tiny: LanguageModel, text: TokenWindows) -> None:
+    with pytest.raises(HookPointError, match=r"no hook point 'transformer\.h\.9'; nearest: transformer\.h\."):
+        make(hook_points=[HOOK, "transformer.h.9"])
+    for names in ([], HOOK):
+        with pytest.raises(ValueError, match="hook_points is a list of at least one name"):
+            ActivationStream(tiny, text, names, batch_size_tokens=50)
+
+
+def test_sizes_that_do_not_fit_are_refused(make: Make, text: TokenWindows) -> None:
+    with pytest.raises(
+        ValueError, match=r"batch_size_tokens = 201 must be at least 1 and at most buffer_size_tokens = 2"
+    ):
+        make(batch=201)
+    with pytest.raises(ValueError, match=r"batch_size_tokens = 0 must be at least 1"):
+        make(batch=0)
+    too_many = text.num_tokens + 1
+    with pytest.raises(ValueError, match=rf"too small: {text.num_tokens} tokens, less than one batch of {too_many}"):
+        make(batch=too_many, buffer_size_tokens=too_many)
+    make(batch=too_many, buffer_size_tokens=too_many, exclude_special_tokens=False)  # enough, special ones counted
+    with pytest.raises(ValueError, match="model_batch_size_windows must be at least 1, got 0"):
+        make(model_batch_size_windows=0)
+
+
+def test_the_defaults_fit_together(tiny: LanguageModel, documents: Any, tokenizer: Any) -> None:
+    """Only the required arguments, on a text of a little more than one batch."""
+    windows = TokenWindows.build(documents * 2, tokenizer, WindowConfig(context_size=32))
+    assert windows.num_tokens > 4096
+    stream = ActivationStream(tiny, windows, [HOOK])
+    assert next(stream).values[HOOK].shape == (4096, 16)
+    assert next(stream).values[HOOK].shape == (4096, 16)

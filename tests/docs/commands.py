@@ -1,0 +1,26 @@
+"""Writes docs/commands.md: the help of every command, as the commands themselves print it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+COMMANDS = ["", "demo", "train", "eval", "analyze", "features", "show feature", "model"]
+
+
+def page() -> str:
+    """The whole page."""
+    environment = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
+    parts = ["# Commands\n\nWritten by `make docs` from the commands' own help.\n"]
+    for command in COMMANDS:
+        arguments = [sys.executable, "-m", "saescope", *command.split(), "--help"]
+        shown = subprocess.run(arguments, check=True, capture_output=True, text=True, env=environment).stdout
+        text = "\n".join(line.rstrip() for line in shown.strip("\n").splitlines())
+        parts.append(f"## saescope {command}".rstrip() + f"\n\n```\n{text}\n```\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(page())
