@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -43,7 +44,9 @@ def _by_loops(x: torch.Tensor, x_hat: torch.Tensor) -> dict[str, float]:
     errors = [_square(_minus(row, answer)) for row, answer in zip(rows, answers, strict=True)]
     spreads = [_square(_minus(row, mean)) for row in rows]
     norms, answer_norms = ([math.sqrt(_square(row)) for row in matrix] for matrix in (rows, answers))
-    dots = [math.fsum(p * q for p, q in zip(row, answer, strict=True)) for row, answer in zip(rows, answers, strict=True)]
+    dots = [
+        math.fsum(p * q for p, q in zip(row, answer, strict=True)) for row, answer in zip(rows, answers, strict=True)
+    ]
     return {
         "num_tokens": n,
         "explained_variance": 1 - (math.fsum(errors) / n) / (math.fsum(spreads) / n),
@@ -74,7 +77,7 @@ def test_every_number_of_a_reconstruction_equals_its_loops():
 def test_a_stream_of_batches_gives_what_the_whole_gives(cuts, seed, mean):
     x, x_hat = _pair(23, 3, seed, mean)
     edges = [0, *sorted(cuts), 23]  # equal cuts make empty batches
-    batches = [(x[a:b], x_hat[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    batches = [(x[a:b], x_hat[a:b]) for a, b in pairwise(edges)]
     expected, found = _by_loops(x, x_hat), vars(_measured(*batches))
     # the legacy figure is defined per batch: a weighted mean of the batches' own figures
     sizes_and_figures = [(len(a), explained_variance_legacy(a, b)) for a, b in batches if len(a) > 1]
@@ -136,7 +139,9 @@ def test_activations_that_never_change_have_no_variance_to_explain(value):
 def test_a_batch_of_one_token_does_not_spoil_the_legacy_figure():
     x, x_hat = _pair(9, 4)
     with_single = _measured((x[:8], x_hat[:8]), (x[8:], x_hat[8:]))
-    assert with_single.explained_variance_legacy == pytest.approx(explained_variance_legacy(x[:8], x_hat[:8]), rel=1e-12)
+    assert with_single.explained_variance_legacy == pytest.approx(
+        explained_variance_legacy(x[:8], x_hat[:8]), rel=1e-12
+    )
     assert with_single.num_tokens == 9
 
 
@@ -216,7 +221,9 @@ def test_firings_are_counted_as_loops_count_them():
     generator = torch.Generator().manual_seed(3)
     num_tokens, d_sae = 40, 12
     rates = torch.linspace(0, 1, d_sae) ** 2
-    f = torch.rand(num_tokens, d_sae, generator=generator) * (torch.rand(num_tokens, d_sae, generator=generator) < rates)
+    f = torch.rand(num_tokens, d_sae, generator=generator) * (
+        torch.rand(num_tokens, d_sae, generator=generator) < rates
+    )
     meter = FiringMeter(d_sae)
     for batch in f.split(7):
         token_feature = (batch > 0).nonzero()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import datasets
@@ -22,7 +22,7 @@ def all_of(path: Path, **settings: str) -> list[Document]:
     return list(read_documents(DatasetConfig(name=str(path), **{"split": "all", **settings})))
 
 
-def save_jsonl(path: Path, texts: list[str | None], column: str = "text") -> Path:
+def save_jsonl(path: Path, texts: Sequence[str | None], column: str = "text") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps({"id": i, column: text}) + "\n" for i, text in enumerate(texts)))
     return path
@@ -33,7 +33,7 @@ def save_arrow(path: Path, texts: list[str]) -> None:
     (path.parent / "as-arrow" / "data-00000-of-00001.arrow").rename(path)
 
 
-SAVERS: dict[str, Callable[[Path, list[str]], object]] = {
+SAVERS: dict[str, Callable[..., object]] = {
     "jsonl": save_jsonl,
     "json": lambda path, texts: path.write_text(json.dumps([{"n": 1, "text": text} for text in texts])),
     "csv": lambda path, texts: Dataset.from_dict({"n": range(len(texts)), "text": texts}).to_csv(path),

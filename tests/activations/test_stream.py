@@ -278,7 +278,8 @@ def test_a_name_given_twice_is_read_once(make: Make) -> None:
 def test_unknown_hook_point_is_refused_at_once(make: Make, tiny: LanguageModel, text: TokenWindows) -> None:
     with pytest.raises(HookPointError, match=r"no hook point 'transformer\.h\.9'; nearest: transformer\.h\."):
         make(hook_points=[HOOK, "transformer.h.9"])
-    for names in ([], HOOK):
+    nothing: list[str] = []
+    for names in (nothing, HOOK):
         with pytest.raises(ValueError, match="hook_points is a list of at least one name"):
             ActivationStream(tiny, text, names, batch_size_tokens=50)
 

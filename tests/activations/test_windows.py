@@ -56,12 +56,12 @@ class Cut(NamedTuple):
 
 
 def by_hand(
-    texts: list[list[int]], config: WindowConfig, opening: int | None, pad: int, special: frozenset[int]
+    texts: list[list[int]], config: WindowConfig, opening: int, pad: int, special: frozenset[int]
 ) -> Cut:
     """The windows by plain lists."""
     flat: list[tuple[int, int, int]] = []
     for number, ids in enumerate(texts):
-        if config.packing == "concatenate" and opening is not None:
+        if config.packing == "concatenate":
             flat.append((opening, number, -1))
         flat += [(i, number, offset) for offset, i in enumerate(ids)]
     flat = flat[: config.max_tokens]
@@ -185,7 +185,7 @@ def test_documents_of_the_byte_level_tokenizer_can_be_read_back(documents: list[
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_evenly_keeps_the_bound_and_spreads(data: st.DataObject) -> None:
-    packing = data.draw(st.sampled_from(["concatenate", "separate"]))
+    packing: Any = data.draw(st.sampled_from(["concatenate", "separate"]))
     texts = data.draw(st.lists(st.lists(st.integers(0, 19), min_size=1, max_size=60), min_size=20, max_size=40))
     windows = build(texts, WindowConfig(context_size=6, packing=packing), "bos", "eos")
     num_tokens = data.draw(st.integers(0, windows.num_tokens + 5))

@@ -103,7 +103,7 @@ def trained(recipe, tmp_path_factory) -> Path:
     patch.setattr(sys, "argv", ["saescope", "train", str(recipe), "--output", str(folder)])
     from saescope.__main__ import main
 
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main()
     patch.undo()
     return folder

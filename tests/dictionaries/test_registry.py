@@ -101,7 +101,7 @@ def test_files_of_one_name_are_opened_by_one_class():
     class Other(ReLU):
         pass
 
-    with pytest.raises(ValueError, match="ReLU opens the files named 'standard'; .*'saescope/other'"):
+    with pytest.raises(ValueError, match=r"ReLU opens the files named 'standard'; .*'saescope/other'"):
         register("other", saelens_name="standard")(Other)
     assert "other" not in architectures()
 

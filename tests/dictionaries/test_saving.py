@@ -250,7 +250,10 @@ def _edit(folder: Path, **changes: Any) -> None:
     [
         ({"architecture": "jumprelu"}, "architecture 'jumprelu'; this version opens standard, topk"),
         ({"architecture": ...}, "architecture None; this version opens standard, topk"),
-        ({"activation_fn": "relu"}, r"needs \['d_in', 'd_sae', 'k'\]; missing \[\], not understood \['activation_fn'\]"),
+        (
+            {"activation_fn": "relu"},
+            r"needs \['d_in', 'd_sae', 'k'\]; missing \[\], not understood \['activation_fn'\]",
+        ),
         ({"k": ...}, r"missing \['k'\]"),
         ({"d_sae": ..., "dsae": 5}, r"missing \['d_sae'\], not understood \['dsae'\]"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations = 'layer_norm'; only 'none'"),
@@ -305,7 +308,7 @@ def test_missing_files_are_named(tmp_path):
         load_dictionary(tmp_path / "d")
     (tmp_path / "cfg.json").rename(tmp_path / "d" / "cfg.json")
     (tmp_path / "d" / "sae_weights.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="d has no sae_weights.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"d has no sae_weights\.safetensors"):
         load_dictionary(tmp_path / "d")
 
 

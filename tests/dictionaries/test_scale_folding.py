@@ -38,9 +38,7 @@ def test_fold_is_no_fold(architecture, seed, scale):
     assert (f > 0).any()
     torch.testing.assert_close(folded.encode(x), f / scale, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(folded(x), scaled(scale * x) / scale, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(
-        folded.decode(folded.encode_sparse(x)), scaled(scale * x) / scale, rtol=1e-9, atol=1e-9
-    )
+    torch.testing.assert_close(folded.decode(folded.encode_sparse(x)), scaled(scale * x) / scale, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("architecture", ["relu", "topk"])

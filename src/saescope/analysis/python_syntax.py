@@ -177,14 +177,16 @@ class SyntaxTable:
         row = np.unpackbits(self.bits[position], count=len(CLASS_NAMES))
         return tuple(CLASS_NAMES[index] for index in np.flatnonzero(row))
 
+    def select(self, positions: np.ndarray) -> SyntaxTable:
+        """The table of the tokens at ``positions`` (places, or one bool per token)."""
+        return SyntaxTable(bits=self.bits[positions])
+
     def counts(self, positions: np.ndarray | None = None) -> np.ndarray:
         """int64 ``[num_classes]``: how many of the tokens at ``positions`` (all tokens when None) each class holds."""
         rows = self.bits if positions is None else self.bits[positions]
-        counts = np.zeros(len(CLASS_NAMES), dtype=np.int64)
-        for begin in range(0, len(rows), 1 << 15):  # in blocks: unpacked rows take eight times the memory
-            block = np.unpackbits(rows[begin : begin + (1 << 15)], axis=1, count=len(CLASS_NAMES))
-            counts += block.sum(axis=0, dtype=np.uint32)
-        return counts
+        # Count the 256 values of each byte, then the bits of the values: nothing is unpacked
+        histograms = np.stack([np.bincount(column, minlength=256) for column in rows.T])
+        return (histograms @ _BITS_OF_BYTE).reshape(-1)[: len(CLASS_NAMES)]
 
     @staticmethod
     def concatenate(tables: Iterable[SyntaxTable]) -> SyntaxTable:
@@ -237,6 +239,9 @@ def token_classes(source: str, token_starts: np.ndarray, token_ends: np.ndarray)
     return SyntaxTable(bits=all_bits)
 
 
+_BITS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.int64)
+
+
 def _no_bits(num_tokens: int) -> np.ndarray:
     return np.zeros((num_tokens, (len(CLASS_NAMES) + 7) // 8), dtype=np.uint8)
 
@@ -268,7 +273,7 @@ class _Text:
 
     def at(self, line: int, column: int) -> int:
         """Offset of a place that `tokenize` names: lines from 1, columns in characters."""
-        return min(self.line_starts[min(line, len(self.lines) + 1) - 1] + column, len(self.text))
+        return self.line_starts[line - 1] + column
 
     def at_byte(self, line: int, column: int) -> int:
         """Offset of a place that `ast` names: lines from 1, columns in bytes of UTF-8."""
@@ -302,10 +307,7 @@ def _spans(source: str) -> dict[int, np.ndarray]:
     """Class id -> int64 ``[num_spans, 2]``: starts and ends in characters of ``source``."""
     text, spans = _Text(source), _Spans()
     tree = _parse(text.text)
-    docstrings = None
-    if tree is not None:
-        docstrings = _docstrings(tree, text)
-        _TreeReader(text, spans).read(tree)
+    docstrings = _TreeReader(text, spans).read(tree) if tree is not None else None
     _TokenReader(text, spans, docstrings).read()
     return {index: text.in_given_text(pairs) for index, pairs in spans.arrays().items()}
 
@@ -317,17 +319,6 @@ def _parse(text: str) -> ast.Module | None:
             return ast.parse(text)
         except (SyntaxError, ValueError, RecursionError, MemoryError):  # ValueError: null bytes before Python 3.12
             return None
-
-
-def _docstrings(tree: ast.Module, text: _Text) -> dict[int, int]:
-    """Start -> end of each docstring."""
-    found = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
-            first = node.body[0]
-            if isinstance(first, ast.Expr) and _constant_type(first.value) is str:
-                found[_start(text, first.value)] = _end(text, first.value)
-    return found
 
 
 # --- What the tokenizer knows ----------------------------------------------------------------------------------------
@@ -431,6 +422,8 @@ class _TokenReader:
         block = ""  # "that opens a block" or "after a block": what the next line's first token does
         last_line, after_comment = 0, False
         for kind, string, start, end in _merge_fstrings(_tokenize(self.text), _STRING_STARTS, _STRING_ENDS):
+            if kind in (tokenize.ENDMARKER, tokenize.ENCODING, tokenize.ERRORTOKEN):
+                continue
             begin, stop = self.text.at(*start), self.text.at(*end)
             if kind == tokenize.INDENT:
                 block = "opens"
@@ -441,8 +434,6 @@ class _TokenReader:
                 if kind == tokenize.NEWLINE:
                     words.append(_Word(tokenize.NEWLINE, "", begin, begin))
                 after_comment = False
-            elif kind in (tokenize.ENDMARKER, tokenize.ENCODING, tokenize.ERRORTOKEN):
-                continue
             else:
                 if start[0] > last_line:
                     self._add_indentation(start[0], begin, depth, block if kind != tokenize.COMMENT else "")
@@ -738,9 +729,9 @@ class _TokenReader:
         self._add_word_after("first word of a docstring", begin, stop, _WORD)
         self._add_word_after("first line of a docstring", begin, stop, _TEXT_LINE)
         content = text[begin:stop]
-        last = len(re.sub(r"\W+\Z", "", content))
-        first = last - len(re.search(r"\w*\Z", content[:last])[0])
-        self.add("last word of a docstring", begin + first, begin + last)
+        last = _WORD.match(content[::-1])
+        if last:
+            self.add("last word of a docstring", stop - last.end(1), stop - last.start(1))
         for match in _DOCTEST.finditer(content):
             self.add("doctest line", begin + match.start(1), begin + match.end(1))
 
@@ -870,12 +861,15 @@ class _TreeReader:
     def __init__(self, text: _Text, spans: _Spans) -> None:
         self.text, self.add = text, spans.add
         self.reads: list[tuple[str, int, int, _Scope]] = []
+        self.docstrings: dict[int, int] = {}
         self.module = _Scope(None, is_function=False)
         self.imported: set[str] = set()
         self.scope = self.module
         self._methods: dict[type, Callable[[ast.AST], None] | None] = {}
 
-    def read(self, tree: ast.Module) -> None:
+    def read(self, tree: ast.Module) -> dict[int, int]:
+        """Adds the spans, and returns start and end of each docstring."""
+        self._docstring(tree.body)
         for statement in tree.body:
             if not isinstance(statement, _Function | ast.ClassDef):
                 self._span("module-level statement", statement)
@@ -902,6 +896,7 @@ class _TreeReader:
             else:
                 waiting += ((child, scope) for child in _children(node))
         self._add_reads({node.name for node in tree.body if isinstance(node, _Function | ast.ClassDef)})
+        return self.docstrings
 
     # places
 
@@ -948,7 +943,13 @@ class _TreeReader:
 
     # definitions
 
+    def _docstring(self, body: Sequence[ast.stmt]) -> None:
+        first = body[0] if body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            self.docstrings[self._start(first)] = self._end(first)
+
     def _FunctionDef(self, node: _Function) -> None:
+        self._docstring(node.body)
         self.scope.assigned.add(node.name)
         self._parameters(node.args)
         if node.returns is not None:
@@ -978,6 +979,7 @@ class _TreeReader:
                 self._span("default value of a parameter", default)
 
     def _ClassDef(self, node: ast.ClassDef) -> None:
+        self._docstring(node.body)
         self.scope.assigned.add(node.name)
         for base in node.bases:
             self._span("base class", base)
