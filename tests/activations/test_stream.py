@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import BertConfig, BertForMaskedLM
 
 from saescope.activations import ActivationBatch, ActivationStream, StreamConfig, TokenWindows, WindowConfig
 from saescope.models import HookPointError, LanguageModel
@@ -102,6 +103,19 @@ def test_each_pass_holds_every_token_once_with_the_models_own_value(
                 torch.testing.assert_close(value, values[position], atol=1e-5, rtol=1e-4)
 
 
+def test_padding_is_hidden_from_a_model_that_sees_both_sides(make: Make, tokenizer: Any, text: TokenWindows) -> None:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=320, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=32, initializer_range=0.3,
+    )  # fmt: skip
+    model, hook = LanguageModel(BertForMaskedLM(config), tokenizer, "tiny-bert"), "bert.encoder.layer.1"
+    values = read_window_by_window(model, text, hook)
+    for batch in take(make(model=model, hook_points=[hook]), 10):
+        expected = torch.stack([values[position] for position in batch.positions.tolist()])
+        torch.testing.assert_close(batch.values[hook], expected, atol=1e-5, rtol=1e-4)
+
+
 class Forwards:
     """Counts the windows that go into the model."""
 
@@ -162,6 +176,10 @@ def test_passes_differ_in_order(make: Make, text: TokenWindows) -> None:
         orders = [tuple(positions.tolist()) for positions in passes]
         assert len(set(orders)) == 3
         assert len({tuple(sorted(order)) for order in orders}) == 1
+        if stream.num_blocks > 1:  # other windows meet in the first block of each
+            first = torch.cat([positions[: 5 * stream.buffer_windows] for positions in passes])
+            met = np.unique(np.searchsorted(text.starts, first.numpy(), side="right"))
+            assert len(met) > 1.5 * stream.buffer_windows
 
 
 @pytest.mark.parametrize(("batch", "buffer"), [(50, 200), (64, 64), (33, 10_000)])
@@ -198,15 +216,18 @@ def test_a_state_is_not_changed_by_going_on(make: Make) -> None:
     assert all(np.array_equal(state[name], copy[name]) for name in copy)
 
 
-def test_a_batch_may_be_written_to(make: Make) -> None:
-    """The trainer scales in place: no other batch may share its memory."""
+def test_a_batch_owns_its_memory(make: Make) -> None:
+    """The trainer scales in place: no other batch may see it, and no batch may hold on to the whole buffer."""
     expected = take(make(), 12)
     stream, got = make(), []
     for _ in range(12):
         batch = next(stream)
         got.append(ActivationBatch({n: v.clone() for n, v in batch.values.items()}, batch.positions.clone()))
-        batch.values[HOOK].zero_()
-        batch.positions.zero_()
+        for tensor in (batch.values[HOOK], batch.positions):
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes
+            tensor.zero_()
+        carry = stream.state_dict()["carry.values.0"]
+        assert carry.untyped_storage().nbytes() == carry.nbytes
     assert same(got, expected)
 
 

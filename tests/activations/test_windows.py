@@ -55,9 +55,7 @@ class Cut(NamedTuple):
     rows: list[list[Cell]]
 
 
-def by_hand(
-    texts: list[list[int]], config: WindowConfig, opening: int, pad: int, special: frozenset[int]
-) -> Cut:
+def by_hand(texts: list[list[int]], config: WindowConfig, opening: int, pad: int, special: frozenset[int]) -> Cut:
     """The windows by plain lists."""
     flat: list[tuple[int, int, int]] = []
     for number, ids in enumerate(texts):

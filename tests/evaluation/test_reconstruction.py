@@ -38,9 +38,9 @@ def random_dictionary(kind: str) -> Dictionary:
     dictionary = ReLU(DictionaryConfig(d_in=D, d_sae=40)) if kind == "relu" else TopK(TopKConfig(d_in=D, d_sae=40, k=5))
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        dictionary.b_enc += 0.5 * torch.randn(40, generator=generator) - 0.3
+        dictionary.b_enc.copy_(0.5 * torch.randn(40, generator=generator) - 0.3)
         dictionary.b_enc[3:7] = -1e3  # never fire
-        dictionary.b_dec += 0.2 * torch.randn(D, generator=generator)
+        dictionary.b_dec.copy_(0.2 * torch.randn(D, generator=generator))
     return dictionary
 
 
@@ -91,10 +91,10 @@ def by_hand(dictionary: Dictionary, model: LanguageModel, windows: TokenWindows,
 
     activations: list[dict[int, Tensor]] = []  # of each window, by kept place
     for number in range(len(windows)):
-        seen: list[Tensor] = []
         ids = ids_of(number)
-        run(ids, lambda x, seen=seen: (seen.append(x[0].clone()), x)[1])
-        activations.append({place: seen[0][place] for place, i in enumerate(ids) if i != 0})
+        seen = torch.zeros(len(ids), D, dtype=torch.float64)
+        run(ids, lambda x, seen=seen: seen.copy_(x[0])[None])  # type: ignore[misc]
+        activations.append({place: seen[place] for place, i in enumerate(ids) if i != 0})
 
     tokens = [x for window in activations for x in window.values()]
     mean = torch.stack(tokens).mean(0)

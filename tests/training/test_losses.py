@@ -171,7 +171,7 @@ def test_without_dead_features_the_auxiliary_loss_is_exactly_zero():
     dictionary, x = _dictionary("topk"), _batch()
     found = AuxKLoss(AuxKConfig(aux_coefficient=1e6))(dictionary, x, dead=NONE_DEAD, progress=0.0)
     assert float(found.parts["auxk"]) == 0
-    assert float(found.total) == float(found.parts["nmse"])
+    assert found.total.item() == float(found.parts["nmse"])
     assert not any(gradient.any() for gradient in _auxiliary_gradients(dictionary, x, NONE_DEAD).values())
 
 
@@ -250,7 +250,7 @@ def test_the_l1_coefficient_warms_up(share, progress, rise):
     dictionary, x = _dictionary("relu"), _batch()
     found = L1Loss(L1Config(l1_coefficient=3.0, warmup_share=share))(dictionary, x, dead=NONE_DEAD, progress=progress)
     expected = float(found.parts["mse"]) + 3.0 * rise * float(found.parts["l1"])
-    assert float(found.total) == pytest.approx(expected, rel=1e-12)
+    assert found.total.item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_l1_penalty_cannot_be_cheated_by_long_decoder_rows():

@@ -2,8 +2,8 @@
 
 Each pass over the text visits the windows in a new random order. A block of windows goes through the model and fills the
 shuffle buffer; the buffer is permuted once and handed out in batches of exactly ``batch_size_tokens``; the rest that is no
-full batch opens the next block. So a batch is a random sample of ``buffer_size_tokens`` neighbours in a random order of
-windows, which is the mixing that the log states, and the stream's position is three numbers and less than one batch of
+full batch opens the next block. Blocks are equal parts of a pass, as large as ``buffer_size_tokens`` allows: every batch is
+a random sample of as many tokens as the log states. The stream's position is three numbers and less than one batch of
 left-over activations.
 
 T  tokens in a batch, d  width of a hook point.

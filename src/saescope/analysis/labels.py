@@ -123,9 +123,11 @@ class LabelFinder:
 
     Token sets are built by the odds that a token fires, ``P(fire | token)``, shrunk towards the feature's own rate as
     if every token had been seen ``prior_count`` times more, and made of tokens that fire at least twice: a token that
-    fired once must not lead, and a set of such tokens never counts as reaching the coverage. Without a limit on the size, the sets of highest lift are the beginnings of that order. With one, they
-    are those that maximise ``firings - price * tokens`` for some price, and the highest price that still reaches the
-    coverage is found by bisection.
+    fired once must not lead, and a set of such tokens never counts as reaching the coverage. Without a limit on the
+    size, the sets of highest lift are the beginnings of that order. With one, they are those that maximise
+    ``firings - price * tokens`` for some price, and the highest price that still reaches the coverage is found by
+    bisection. A few repairs around that price (drop what is not needed, close the gap with one token) make up for the
+    last token of the order, which may overshoot the coverage by far.
 
     Args:
         token_ids: the training tokens, ``[num_tokens]``.
@@ -285,7 +287,14 @@ class LabelFinder:
             for _ in range(24):
                 middle = (low + high) / 2
                 low, high = (middle, high) if some_fired[at_price(middle)].sum() >= needed else (low, middle)
-            sets.append(_pruned(at_price(low), some_fired, expected / some_counts, needed))
+            odds = expected / some_counts
+            closed = _closed_by_one(at_price(high), some_fired, some_counts, odds, needed)
+            reaching = [
+                _pruned(chosen, some_fired, order, needed)
+                for chosen in (at_price(low), at_price(low / 2), at_price(0.0), *closed)
+                for order in (odds, -some_counts)  # those of lowest odds first, or the most frequent first
+            ]
+            sets.append(max(reaching, key=lambda chosen: some_fired[chosen].sum() / some_counts[chosen].sum()))
 
         tried = [at_price(price) for price in (0.0, *np.geomspace(1e-4, 0.9, 24))]
         tried = [chosen for chosen in tried if len(chosen)]
@@ -382,11 +391,27 @@ def _ids(chosen: np.ndarray) -> tuple[int, ...]:
     return tuple(int(index) for index in chosen)
 
 
-def _pruned(chosen: np.ndarray, fired: np.ndarray, odds: np.ndarray, needed: float) -> np.ndarray:
-    """``chosen`` without the ids of lowest odds that the coverage can do without."""
+def _closed_by_one(
+    chosen: np.ndarray, fired: np.ndarray, counts: np.ndarray, odds: np.ndarray, needed: float
+) -> Iterator[np.ndarray]:
+    """The beginnings of ``chosen`` by odds, each with the rarest single id that lifts it over ``needed`` firings.
+
+    The last id that the order by odds takes can be a frequent one that overshoots the coverage by far.
+    """
+    ordered = chosen[np.argsort(-odds[chosen], kind="stable")]
+    for size in range(len(ordered) + 1):
+        closing = np.where(fired >= needed - fired[ordered[:size]].sum(), counts, np.inf)
+        closing[ordered[:size]] = np.inf
+        last = int(np.argmin(closing))
+        if np.isfinite(closing[last]) and size < len(chosen):
+            yield np.append(ordered[:size], last)
+
+
+def _pruned(chosen: np.ndarray, fired: np.ndarray, order: np.ndarray, needed: float) -> np.ndarray:
+    """``chosen`` without the ids that the coverage can do without, dropped in the order of ``order``."""
     total = fired[chosen].sum()
     kept = []
-    for index in chosen[np.argsort(odds[chosen], kind="stable")]:
+    for index in chosen[np.argsort(order[chosen], kind="stable")]:
         if total - fired[index] >= needed:
             total -= fired[index]
         else:
@@ -423,7 +448,9 @@ def _checked_ids(token_ids: np.ndarray, syntax: SyntaxTable | None) -> np.ndarra
 
 
 def _checked_positions(positions: np.ndarray, num_tokens: int) -> np.ndarray:
-    positions = np.unique(np.asarray(positions, dtype=np.int64)) if len(positions) else np.zeros(0, dtype=np.int64)
+    positions = np.sort(np.asarray(positions, dtype=np.int64))
     if len(positions) and not 0 <= positions[0] <= positions[-1] < num_tokens:
         raise ValueError(f"firing positions must lie in 0 to {num_tokens - 1}, not {positions[0]} to {positions[-1]}.")
+    if (np.diff(positions) == 0).any():
+        raise ValueError("firing positions repeat: give each token at which the feature fires once.")
     return positions

@@ -509,8 +509,6 @@ class _TokenReader:
             if line.statement is None:
                 line.statement = word
                 line.definition = ""
-            if line.brackets:
-                self.add("inside brackets", word.start, word.end)
             if word.kind == tokenize.NAME:
                 if word.text in KEYWORDS:
                     self._add_keyword(word)
@@ -607,6 +605,8 @@ class _TokenReader:
             kind = "subscript" if operand or previous.text == "}" or previous.kind == tokenize.STRING else "list"
         else:
             kind = "dict"
+        if not line.brackets:
+            line.inside = word.end
         line.brackets.append(kind)
         line.lambdas.append(0)
         if kind in _BRACKETS:
@@ -617,6 +617,8 @@ class _TokenReader:
         if line.brackets:  # a broken text may close what it never opened
             kind = line.brackets.pop()
             line.lambdas.pop()
+            if not line.brackets:
+                self.add("inside brackets", line.inside, word.start)
             if kind in _BRACKETS:
                 self.add(_BRACKETS[kind][1], word.start, word.end)
 
@@ -742,6 +744,8 @@ class _Line:
     def __init__(self) -> None:
         self.brackets: list[str] = []
         """Kinds of the open brackets, the innermost last."""
+        self.inside = 0
+        """Where the content of the outermost open bracket begins."""
         self.lambdas = [0]
         """For each open bracket, and the line itself: how many lambdas wait for their colon."""
         self.statement: _Word | None = None
