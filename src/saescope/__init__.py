@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from saescope.activations import ActivationStream, TokenWindows, read_documents
+    from saescope.activations import ActivationStream, TokenWindows, WindowConfig, read_documents
     from saescope.analysis import analyze
     from saescope.dictionaries import Dictionary, ReLU, TopK, load_dictionary
     from saescope.evaluation import evaluate
@@ -25,6 +25,7 @@ _HOMES = {
     "Dictionary": "saescope.dictionaries",
     "ReLU": "saescope.dictionaries",
     "TopK": "saescope.dictionaries",
+    "WindowConfig": "saescope.activations",
     "load_dictionary": "saescope.dictionaries",
     "TrainingConfig": "saescope.training",
     "train": "saescope.training",
@@ -46,6 +47,7 @@ __all__ = [
     "TokenWindows",
     "TopK",
     "TrainingConfig",
+    "WindowConfig",
     "__version__",
     "analyze",
     "evaluate",

@@ -13,15 +13,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saescope.analysis import python_syntax
 from saescope.analysis.python_syntax import (
     CLASS_NAMES,
     KEYWORDS,
     OPERATORS,
+    Span,
     SyntaxTable,
     class_id,
     syntax_classes,
     token_classes,
+)
+from saescope.analysis.python_syntax import (
+    tokens as token_reader,
 )
 
 # class -> source, and the substrings that must be its spans, in order. ␤ stands for a line break, to keep cases on a line.
@@ -245,7 +248,7 @@ class Ä(Base):
 '''
 
 
-def without_ends(spans: list[python_syntax.Span], source: str) -> list[tuple[str, str]]:
+def without_ends(spans: list[Span], source: str) -> list[tuple[str, str]]:
     return [(span.name, re.sub(r"\r\n?", "\n", source[span.start : span.end])) for span in spans]
 
 
@@ -296,7 +299,7 @@ def test_deep_nesting() -> None:
 
 def test_fstrings_as_python_3_12_tokenizes_them() -> None:
     middle, start, end = 901, 902, 903  # numbers that no token type of this Python has
-    raw = python_syntax._RawToken
+    raw = token_reader._RawToken
     tokens = [
         raw(tokenize.NAME, "x", (1, 0), (1, 1)),
         raw(start, "f'", (1, 2), (1, 4)),
@@ -308,7 +311,7 @@ def test_fstrings_as_python_3_12_tokenizes_them() -> None:
         raw(end, "'", (1, 10), (1, 11)),
         raw(tokenize.NEWLINE, "\n", (1, 11), (1, 12)),
     ]
-    merged = list(python_syntax._merge_fstrings(tokens, {start}, {end}))
+    merged = list(token_reader._merge_fstrings(tokens, {start}, {end}))
     assert [(token.kind, token.start, token.end) for token in merged] == [
         (tokenize.NAME, (1, 0), (1, 1)),
         (tokenize.STRING, (1, 2), (1, 11)),

@@ -81,9 +81,14 @@ def test_it_says_what_the_dictionary_is(page: _Page) -> None:
         "Features 4,096",
         "Text stdlib & more",
         "Tokens analysed 1,234,567",
-        "explained variance 0.8765",
     ):
         assert fact in words, fact
+    assert words.lower().count("explained variance") == 1  # in the table of verdicts, not among the facts as well
+
+
+def test_without_verdicts_the_stored_numbers_are_among_the_facts(store: Store, tmp_path: Path) -> None:
+    write_report(store, None, [3], tmp_path / "report.html")
+    assert "explained variance 0.8765" in _words(_Page((tmp_path / "report.html").read_text(encoding="utf-8")).text)
 
 
 def test_it_says_which_targets_were_met(page: _Page) -> None:

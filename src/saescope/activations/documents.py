@@ -16,7 +16,7 @@ from __future__ import annotations
 import csv
 import difflib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -55,14 +55,20 @@ class DatasetError(ValueError):
     """A data set that cannot be read, with what was looked for and found."""
 
 
-def read_documents(config: DatasetConfig | str) -> Iterator[Document]:
+def read_documents(config: DatasetConfig | str, *, split: str | None = None) -> Iterator[Document]:
     """The documents of a data set, in order; empty texts are passed over.
+
+    Args:
+        config: what to read; a name alone (``"bundled"``, a path, a hub id) means the defaults for the rest.
+        split: read this split instead of the one in ``config``.
 
     Raises:
         DatasetError: unknown data set, split or column, an unreadable file, or no documents at all.
     """
     if isinstance(config, str):
         config = DatasetConfig(name=config)
+    if split is not None:
+        config = replace(config, split=split)
     documents = (document for document in _open(config) if document.text)
     first = next(documents, None)
     if first is None:

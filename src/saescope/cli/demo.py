@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -61,9 +62,10 @@ def demo(
     console.print(Rule("3  see what features mean", align="left"))
     store_path = folder.path / "features.db"
     with Store.open(store_path) as store:
+        defined = {key: value for key, value in numbers.items() if math.isfinite(value)}
         analyze_run(
             setting, dictionary, model, windows, held_out, store, console,
-            name=config.name, metrics=numbers, overwrite=True,
+            name=config.name, metrics=defined, overwrite=True,
         )  # fmt: skip
         drawn = draw_features(store, config.name, config.seed)
         for record in drawn:
@@ -83,6 +85,7 @@ def demo(
         f"{DENSITY_RANGE[1]:g}, have a label with precision >= {PRECISION_WANTED:g} and lift >= {LIFT_WANTED:g} "
         "on held-out text",
         highlight=False,
+        soft_wrap=True,
     )
     console.print(Rule(align="left"))
     console.print(

@@ -58,8 +58,9 @@ def _lines(console: Console, what: str, unit: str) -> Iterator[Callable[[int, in
             last = now
             rate, left = done / (now - started), (now - started) * (total - done) / done
             console.print(
-                f"{what}: {100 * done / total:.0f} %, {rate:,.0f} {unit}/s, {left:.0f} s left {remark}",
+                f"{what}: {100 * done / total:.0f} %, {rate:,.0f} {unit}/s, {left:.0f} s left {remark}".rstrip(),
                 highlight=False,
+                soft_wrap=True,
             )
 
     yield update

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,7 @@ def train_run(
         f"{passes:.2f} passes over {windows.num_tokens:,} tokens from {len(windows.documents):,} documents\n"
         f"{stream.mixing()}",
         highlight=False,
+        soft_wrap=True,
     )
     metadata = {
         "model_name": config.model.name,
@@ -113,7 +116,7 @@ def evaluate_run(
     num_tokens: int,
     console: Console,
 ) -> Evaluation:
-    with progress(console, "evaluating", "windows") as update:
+    with progress(console, "evaluating", "batches") as update:
         return evaluate(
             dictionary,
             model,
@@ -158,7 +161,15 @@ def analyze_run(
     overwrite: bool = False,
 ) -> DictionaryRecord:
     """Analyze a dictionary into a store."""
-    with progress(console, "analyzing", "steps") as update:
+    with ExitStack() as stack:
+        bars: dict[str, Callable[[int, int, str], None]] = {}
+
+        def on_progress(what: str, done: int, total: int) -> None:
+            if what not in bars:  # the next stage begins: close the bar of the one before
+                stack.pop_all().close()
+                bars[what] = stack.enter_context(progress(console, what, "features" if "naming" in what else "tokens"))
+            bars[what](done, total, "")
+
         return analyze(
             dictionary,
             model,
@@ -172,7 +183,7 @@ def analyze_run(
             metrics=metrics,
             details={"run": setting.run} if setting.run else {},
             overwrite=overwrite,
-            on_progress=lambda what, done, total: update(done, total, what),
+            on_progress=on_progress,
         )
 
 

@@ -25,7 +25,7 @@ def plot_training(metrics: Path, target: Path) -> Path:
     axes[0].set_ylim(min(0.5, max(0.0, min(line["explained_variance"] for line in lines))), 1)
     axes[1].plot(tokens, [100 * line["dead_share"] for line in lines], color=_ORANGE)
     axes[1].set_ylabel("dead features, %")
-    axes[1].set_ylim(bottom=0)
+    axes[1].set_ylim(0, max(1.0, 110 * max(line["dead_share"] for line in lines)))  # a single dead feature is no peak
     axes[1].set_xlabel("training tokens, millions")
     axes[0].set_title("Training", loc="left")
     return _save(figure, axes, target)

@@ -103,7 +103,7 @@ def evaluate(
     """Evaluate a dictionary on at most ``num_tokens`` tokens, in windows spread evenly over the text.
 
     Args:
-        on_progress: called with (windows done, windows in all), over both passes.
+        on_progress: called with (batches done, batches in all), over both passes.
 
     Raises:
         ValueError: width or hook point do not fit, or there are no tokens.

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from saescope.models.bundled.corpus import SPLITS, Split, fingerprint, source_files
 from saescope.models.bundled.train import token_stream
+from saescope.models.language_model import LanguageModel
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -51,8 +51,10 @@ def measure(
         SourcesMissingError: this Python comes without its source files.
     """
     files = source_files(split)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    loaded = LanguageModel.load(folder)
+    model, tokenizer = loaded.module, loaded.tokenizer
+    if tokenizer is None:
+        raise ValueError(f"{folder} holds a model without its tokenizer")
     stream = token_stream(tokenizer, files)
     bytes_of = torch.tensor([len(piece) for piece in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))])
     width = model.config.n_positions - 1
@@ -90,7 +92,7 @@ def read_card(folder: Path = WEIGHTS) -> dict[str, Any]:
 def write_card(folder: Path) -> None:
     """Measure the model in ``folder`` on both halves; write ``card.json`` and ``README.md`` there."""
     halves = {split: measure(folder, split, max_windows=None if split == "held_out" else 1200) for split in SPLITS}
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    model = LanguageModel.load(folder).module
     card: dict[str, Any] = {
         "python": platform.python_version(),
         "num_parameters": sum(p.numel() for p in model.parameters()),
