@@ -22,6 +22,18 @@ def make_text(number: int, num_lines: int = 12) -> str:
 
 
 @pytest.fixture(scope="session")
+def missing():
+    """``missing(tool, hint)`` skips the test, or fails it where SAESCOPE_REQUIRE promised the tool."""
+
+    def skip_or_fail(tool: str, hint: str) -> None:
+        if tool in os.environ.get("SAESCOPE_REQUIRE", "").split(","):
+            pytest.fail(hint)
+        pytest.skip(hint)
+
+    return skip_or_fail
+
+
+@pytest.fixture(scope="session")
 def documents():
     from saescope.activations import Document
 

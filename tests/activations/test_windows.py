@@ -247,7 +247,7 @@ def test_eos_opens_where_there_is_no_bos() -> None:
 
 
 def test_tokenizer_without_bos_and_eos() -> None:
-    with pytest.raises(ValueError, match=r"neither a BOS nor an EOS token; set prepend_bos = false"):
+    with pytest.raises(ValueError, match=r"neither a BOS, a CLS nor an EOS token; set prepend_bos = false"):
         build([[7, 8, 9]], WindowConfig(context_size=3), "pad")
     windows = build([[7, 8, 9], [10]], WindowConfig(context_size=4, prepend_bos=False), "pad")
     assert windows.batch([0]).ids.tolist() == [[7, 8, 9, 10]]  # nothing to part documents with

@@ -80,6 +80,23 @@ def test_analyze_then_list_then_show(cli, trained, tmp_path):
         assert opened.dictionary("small").num_tokens <= 500
 
 
+def test_a_model_of_masked_tokens_is_measured_without_a_loss(cli, trained, tiny, tmp_path):
+    from transformers import BertConfig, BertForMaskedLM
+
+    config = BertConfig(
+        vocab_size=320, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
+    tiny.tokenizer.save_pretrained(tmp_path / "bert")
+    ran = cli("eval", trained, "--model", tmp_path / "bert", "--json", tmp_path / "e.json")
+    assert ran.code == 0, ran.err
+    assert "loss recovered does not apply" in ran.out
+    numbers = json.loads((tmp_path / "e.json").read_text())
+    assert "explained_variance" in numbers
+    assert "ce_loss_recovered" not in numbers
+
+
 def test_a_folder_that_holds_a_run_is_kept_unless_told(cli, recipe, trained):
     before = (trained / "metrics.jsonl").read_bytes()
     ran = cli("train", recipe, "--output", trained)

@@ -30,19 +30,12 @@ from saescope.store import (
 )
 
 
-def _missing(tool: str, hint: str) -> None:
-    """Skip, or fail where the environment promised the tool."""
-    if tool in os.environ.get("SAESCOPE_REQUIRE", "").split(","):
-        pytest.fail(hint)
-    pytest.skip(hint)
-
-
 @contextlib.contextmanager
-def _private_postgres() -> Iterator[Path]:
+def _private_postgres(missing: Callable[[str, str], None]) -> Iterator[Path]:
     """A server of our own on a unix socket; yields the socket folder. Nothing of it outlives the test run."""
     initdb = max(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[4]), default=None)
     if initdb is None:
-        _missing("postgres", "PostgreSQL not found: apt-get install postgresql enables this test")
+        missing("postgres", "PostgreSQL not found: apt-get install postgresql enables this test")
         return
     import psycopg
 
@@ -94,8 +87,8 @@ def _private_postgres() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[Path]:
-    with _private_postgres() as base:
+def postgres_server(missing: Callable[[str, str], None]) -> Iterator[Path]:
+    with _private_postgres(missing) as base:
         yield base
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,9 @@ _ARGUMENTS = [  # without these it keeps trying to reach hosts of its maker
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
+def browser(missing: Callable[[str, str], None]) -> Iterator[Any]:
     if not _CHROMIUM.exists():
-        hint = "Chromium not found: apt-get install chromium enables this test"
-        if "chromium" in os.environ.get("SAESCOPE_REQUIRE", "").split(","):
-            pytest.fail(hint)
-        pytest.skip(hint)
+        missing("chromium", "Chromium not found: apt-get install chromium enables this test")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -89,7 +89,11 @@ def _open(config: DatasetConfig) -> Iterator[Document]:
     path = Path(config.name).expanduser()
     if not has_own_splits(config.name) and config.split not in (*SPLITS, ALL):
         raise DatasetError(f"{config.name} has the splits {', '.join(SPLITS)} and {ALL}, not {config.split!r}")
-    if path.is_dir():
+    if config.name == BUNDLED:  # a folder of that name is written ./bundled
+        for file in source_files():
+            if config.split in (file.split, ALL):
+                yield Document(f"{file.name}.py", file.text)
+    elif path.is_dir():
         if has_own_splits(config.name):
             yield from _saved_split(path, config)
         else:
@@ -97,10 +101,6 @@ def _open(config: DatasetConfig) -> Iterator[Document]:
             yield from _in_split(documents, config.split)
     elif path.is_file():
         yield from _in_split(_file(path, path.name, config), config.split)
-    elif config.name == BUNDLED:
-        for file in source_files():
-            if config.split in (file.split, ALL):
-                yield Document(f"{file.name}.py", file.text)
     elif path.suffix.lower() in (*_TABLES, ".txt") or path.is_absolute() or config.name.startswith((".", "~")):
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DatasetError(f"no such file or folder: {path}{_nearest(path.name, siblings)}")

@@ -90,10 +90,11 @@ class TokenWindows:
         Raises:
             ValueError: the tokenizer lacks a token that the config asks for, or the text fills no window.
         """
-        opening = next((t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None), None)
+        candidates = (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.eos_token_id)
+        opening = next((token for token in candidates if token is not None), None)
         if config.prepend_bos and opening is None:
             raise ValueError(
-                "prepend_bos is set, but the tokenizer has neither a BOS nor an EOS token; set prepend_bos = false"
+                "prepend_bos is set, but the tokenizer has neither a BOS, a CLS nor an EOS token; set prepend_bos = false"
             )
         separator = opening if config.packing == "concatenate" else None
         pieces, starts, kept, total = [], [0], [], 0

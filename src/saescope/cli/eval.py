@@ -43,6 +43,8 @@ def evaluate(
     evaluation = evaluate_run(opened, network, windows, setting.hook_point, wanted, console)
     numbers = numbers_of(evaluation, metadata)
     console.print(evaluation_view(verdicts(numbers)))
+    if evaluation.model_loss is None:
+        console.print(f"loss recovered does not apply: {network.name} does not predict the next token", highlight=False)
     console.print(evaluation_view({"name": name, "value": value} for name, value in numbers.items()))
     target = json_file or (path.parent if path.name == "dictionary" else path) / "eval.json"
     write_evaluation(target, numbers, setting)
