@@ -58,3 +58,8 @@ def test_verdicts() -> None:
         {"name": "explained variance", "value": 0.85, "target": "above 0.9", "met": False},
     ]
     assert verdicts({}) == []
+
+
+def test_a_number_that_is_not_defined_has_no_verdict() -> None:
+    (row,) = verdicts({"ce_loss_recovered": float("nan")})
+    assert row["met"] is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isnan
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,16 @@ TARGETS = (
 
 
 def verdicts(numbers: Mapping[str, float]) -> list[dict[str, object]]:
-    """Name, value, target and verdict for each of the four; a number that is missing is left out."""
+    """Name, value, target and verdict for each of the four; a number that is missing is left out.
+
+    A number that is not defined (NaN) has no verdict.
+    """
     return [
         {
             "name": target.title,
             "value": numbers[target.name],
             "target": str(target),
-            "met": target.met(numbers[target.name]),
+            "met": None if isnan(numbers[target.name]) else target.met(numbers[target.name]),
         }
         for target in TARGETS
         if target.name in numbers
