@@ -8,9 +8,9 @@ from saescope.store.address import resolve_address
 
 
 def test_paths_and_urls_of_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setenv("HOME", "/people/someone")
     assert resolve_address("runs/a.db") == Path("runs/a.db")
-    assert resolve_address(Path("~/a.db")) == Path("/home/someone/a.db")
+    assert resolve_address(Path("~/a.db")) == Path("/people/someone/a.db")
     assert resolve_address("sqlite:///a.db") == Path("a.db")
     assert resolve_address("sqlite+pysqlite:////data/a.db") == Path("/data/a.db")
 
