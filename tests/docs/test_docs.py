@@ -19,7 +19,7 @@ def code_blocks(language: str) -> list[str]:
 
 def test_the_python_example_of_the_readme_runs(tmp_path):
     (example,) = code_blocks("python")
-    assert len([line for line in example.splitlines() if line.strip()]) <= 14
+    assert len([line for line in example.splitlines() if line.strip()]) <= 10
     ran = subprocess.run(
         [sys.executable, "-W", "error", "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )

@@ -41,8 +41,8 @@ def analyze(
     with Store.open(store) as opened_store:
         opened = load_dictionary(path)
         network = load_model(setting.model)
-        windows = load_windows(network, setting.dataset, setting.windows)
-        held_out = load_windows(network, setting.held_out, setting.windows) if setting.held_out else None
+        windows = load_windows(network, setting.dataset, setting.windows, console)
+        held_out = load_windows(network, setting.held_out, setting.windows, console) if setting.held_out else None
         record = analyze_run(
             setting, opened, network, windows, held_out, opened_store, console, name=name, overwrite=overwrite
         )

@@ -51,7 +51,7 @@ def demo(
     setting = setting_of(folder.dictionary, metadata)
 
     console.print(Rule("2  evaluate on held-out text", align="left"))
-    held_out = load_windows(model, config.held_out_dataset(), config.windows)
+    held_out = load_windows(model, config.held_out_dataset(), config.windows, console)
     evaluation = evaluate_run(dictionary, model, held_out, config.hook_point, config.evaluation.num_tokens, console)
     numbers = numbers_of(evaluation, metadata)
     rows = verdicts(numbers)

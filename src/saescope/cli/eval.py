@@ -37,8 +37,8 @@ def evaluate(
         raise ValueError(f"which split of {setting.dataset.name} is held out? Name it with --split")
     opened = load_dictionary(path)
     network = load_model(setting.model)
-    windows = load_windows(network, setting.held_out, setting.windows)
     console = Console()
+    windows = load_windows(network, setting.held_out, setting.windows, console)
     wanted = num_tokens or setting.evaluation.num_tokens
     evaluation = evaluate_run(opened, network, windows, setting.hook_point, wanted, console)
     numbers = numbers_of(evaluation, metadata)

@@ -31,7 +31,7 @@ def load_model(config: ModelConfig) -> LanguageModel:
     return LanguageModel.load(config.name, dtype=config.dtype, device=config.device)
 
 
-def load_windows(model: LanguageModel, dataset: DatasetConfig, config: WindowConfig) -> TokenWindows:
+def load_windows(model: LanguageModel, dataset: DatasetConfig, config: WindowConfig, console: Console) -> TokenWindows:
     if model.tokenizer is None:
         raise ValueError(f"{model.name} comes without a tokenizer; save one beside the model")
     if model.context_size is not None and config.context_size > model.context_size:
@@ -39,7 +39,13 @@ def load_windows(model: LanguageModel, dataset: DatasetConfig, config: WindowCon
             f"windows of context_size = {config.context_size} do not fit {model.name}, which reads at most "
             f"{model.context_size} tokens"
         )
-    return TokenWindows.build(read_documents(dataset), model.tokenizer, config)
+    with console.status("reading and tokenising text") as status:
+        return TokenWindows.build(
+            read_documents(dataset),
+            model.tokenizer,
+            config,
+            on_progress=lambda tokens: status.update(f"reading and tokenising text: {tokens:,} tokens"),
+        )
 
 
 def train_run(
@@ -49,7 +55,7 @@ def train_run(
     model = load_model(config.model)
     d_in = model.width(config.hook_point)
     dictionary = config.build_dictionary(d_in)
-    windows = load_windows(model, config.dataset, _bounded(config))
+    windows = load_windows(model, config.dataset, _bounded(config), console)
     stream = ActivationStream(
         model,
         windows,
