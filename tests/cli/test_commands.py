@@ -152,6 +152,21 @@ def test_resume_gives_the_run_that_was_never_stopped(cli, recipe, trained, tmp_p
     assert "seed" in ran.err
 
 
+def test_ctrl_c_says_how_to_go_on(cli, recipe, tmp_path, monkeypatch):
+    import saescope.training.loop as loop
+
+    def interrupted(self, *arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.UnitNormAdam, "step", interrupted)
+    ran = cli("train", recipe, "--output", tmp_path / "run")
+    assert ran.code == 130
+    assert "--resume" in ran.out
+    assert "Traceback" not in ran.err
+    monkeypatch.undo()
+    assert cli("train", recipe, "--output", tmp_path / "run", "--resume").code == 0
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -90,20 +90,28 @@ def train_run(
             f"explained variance {metrics.explained_variance:.3f}, L0 {metrics.l0:.0f}, dead {metrics.dead_share:.1%}"
         )
 
-    with progress(console, "training", "tokens") as update:
-        size = config.training.batch_size_tokens
-        result = train(
-            dictionary,
-            stream.at(config.hook_point),
-            config.training,
-            loss=loss_for(dictionary, config.loss),
-            folder=folder.path,
-            resume=resume,
-            on_metrics=on_metrics,
-            on_step=lambda done, total: update(done * size, total * size, remark),
-            source=config.hook_point,
-            metadata=metadata,
+    try:
+        with progress(console, "training", "tokens") as update:
+            size = config.training.batch_size_tokens
+            result = train(
+                dictionary,
+                stream.at(config.hook_point),
+                config.training,
+                loss=loss_for(dictionary, config.loss),
+                folder=folder.path,
+                resume=resume,
+                on_metrics=on_metrics,
+                on_step=lambda done, total: update(done * size, total * size, remark),
+                source=config.hook_point,
+                metadata=metadata,
+            )
+    except KeyboardInterrupt:
+        console.print(
+            f"stopped; the same command with --resume goes on from the last checkpoint in {folder.path}",
+            highlight=False,
+            soft_wrap=True,
         )
+        raise SystemExit(130) from None
     summary = {
         "num_tokens": result.num_tokens,
         "dead_share": result.dead_share,
