@@ -7,6 +7,7 @@ import pytest
 
 from saescope.activations import TokenWindows, WindowConfig
 from saescope.analysis import AnalysisConfig, analyze
+from saescope.analysis.features import unembedding_for
 from saescope.analysis.firings import collect_firings
 from saescope.dictionaries import TopK, TopKConfig
 from saescope.store import Store
@@ -90,6 +91,31 @@ def test_labels_carry_what_was_measured_on_held_out_text(store):
 def test_a_name_that_is_taken_is_refused_before_any_work(store, dictionary, text):
     with pytest.raises(ValueError, match="overwrite"):
         analyze(dictionary, None, text, HOOK, name="d", store=store)  # type: ignore[arg-type]
+
+
+def test_logit_effects_are_for_the_residual_stream_alone(tiny, text, tmp_path):
+    """attn.hook_z is exactly as wide as the stream; effects computed from it would be numbers without meaning."""
+    assert tiny.width("blocks.1.attn.hook_z") == tiny.d_model
+    for hook in ("blocks.0.hook_resid_mid", "blocks.2.hook_mlp_out", "transformer.h.1", "transformer.h.1.input"):
+        assert unembedding_for(tiny, hook).weight.shape == (320, 16)
+    with pytest.raises(ValueError, match="not on the residual stream"):
+        unembedding_for(tiny, "blocks.1.attn.hook_z")
+    dictionary = TopK(TopKConfig(d_in=16, d_sae=8, k=2))
+    with Store.open(tmp_path / "z.db") as store:
+        record = analyze(dictionary, tiny, text, "blocks.1.attn.hook_z", name="z", store=store)
+        assert "residual stream" in record.details["no_logit_effects"]
+        assert all(feature.top_logits == () for feature in store.features("z", limit=8))
+
+
+def test_a_causal_model_of_an_unknown_family_is_analysed_without_logits(tiny, text, tmp_path, monkeypatch):
+    import saescope.models.language_model as language_model
+
+    monkeypatch.setattr(language_model, "family_of", lambda config: None)
+    dictionary = TopK(TopKConfig(d_in=16, d_sae=8, k=2))
+    with Store.open(tmp_path / "u.db") as store:
+        record = analyze(dictionary, tiny, text, "transformer.h.1", name="u", store=store)
+        assert "not known" in record.details["no_logit_effects"]
+        assert sum(feature.num_firings for feature in store.features("u", limit=8)) > 0
 
 
 def np_ids(ids):

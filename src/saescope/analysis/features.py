@@ -17,11 +17,14 @@ from saescope.analysis.firings import FiringTable, Peak, collect_firings, top_wi
 from saescope.analysis.labelling import label_features
 from saescope.analysis.logits import logit_effects
 from saescope.dictionaries import Dictionary
+from saescope.models.hook_points import HookPointError
 from saescope.models.token_text import token_texts, vocabulary_texts
 from saescope.store import DictionaryRecord, Example, FeatureRecord, Histogram, Label, Store, TokenLogit, Window
 
 if TYPE_CHECKING:
-    from saescope.models import LanguageModel
+    from saescope.models import LanguageModel, Unembedding
+
+_WRITTEN_TO_THE_STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,12 @@ def analyze(
     if not overwrite and any(record.name == name for record in store.dictionaries()):
         raise ValueError(f"the store already holds {name!r}; choose another name or pass --overwrite")
 
+    details = dict(details or {})
+    try:
+        unembedding = unembedding_for(model, hook_point)
+    except ValueError as why:  # everything else can be said of such a dictionary all the same
+        unembedding, details["no_logit_effects"] = None, str(why)
+
     def collect(text: TokenWindows, what: str) -> FiringTable:
         total = text.num_tokens
         return collect_firings(dictionary, model, text, hook_point, on_progress=lambda n: report(what, n, total))
@@ -100,13 +109,13 @@ def analyze(
         context_size=windows.config.context_size,
         num_tokens=table.num_tokens,
         metrics=metrics or {},
-        details=details or {},
+        details=details,
     )
     peaks = [top_windows(table, feature, config.num_examples) for feature in range(table.d_sae)]
     used = sorted({peak.window for of_feature in peaks for peak in of_feature})
     store.write(
         record,
-        _features(dictionary, model, table, labels, vocabulary, config),
+        _features(dictionary, unembedding, table, labels, vocabulary, config),
         _windows(windows, used, model),
         _examples(windows, table, peaks),
         overwrite=overwrite,
@@ -122,9 +131,30 @@ def histogram(values: np.ndarray, num_bins: int) -> Histogram:
     return Histogram(edges=tuple(edges.tolist()), counts=tuple(counts.tolist()))
 
 
+def unembedding_for(model: LanguageModel, hook_point: str) -> Unembedding:
+    """The unembedding that a dictionary's decoder rows can be sent through.
+
+    Raises:
+        ValueError: they cannot: rows written at this hook point do not enter the residual stream (a matter of meaning, not
+            of width: ``attn.hook_z`` is often just as wide), or what follows the stream is unknown or no linear map.
+    """
+    unembedding = model.unembedding()
+    place = model.hook_point(hook_point).canonical
+    for layer in range(model.module.config.get_text_config().num_hidden_layers):
+        for name in _WRITTEN_TO_THE_STREAM:
+            try:
+                if model.hook_point(f"blocks.{layer}.{name}").canonical == place:
+                    return unembedding
+            except HookPointError:  # parallel blocks have no hook_resid_mid
+                continue
+    raise ValueError(
+        f"{hook_point} is not on the residual stream, so its decoder rows have no direct effect on the logits"
+    )
+
+
 def _features(
     dictionary: Dictionary,
-    model: LanguageModel,
+    unembedding: Unembedding | None,
     table: FiringTable,
     labels: list[Label | None],
     vocabulary: list[str],
@@ -135,10 +165,7 @@ def _features(
             TokenLogit(token_id=i, text=vocabulary[i], logit=value) for i, value in zip(ids, values, strict=True)
         )
 
-    reaches_logits = model.is_causal and dictionary.d_in == model.d_model
-    effects = (
-        logit_effects(dictionary.W_dec, model.unembedding(), num_tokens=config.num_logits) if reaches_logits else None
-    )
+    effects = logit_effects(dictionary.W_dec, unembedding, num_tokens=config.num_logits) if unembedding else None
     for feature in range(table.d_sae):
         _, values = table.of(feature)
         effect = next(effects) if effects else None
