@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MIN_FIRINGS = 10  # below this nothing is said of a feature
-# tokens in a set; chosen on the demo's dictionary by looking at held-out precision with 24, 64, 128 and 256: smaller sets are
-# easier to read, but hold too few of the firings of features as diffuse as those of k = 64 in 256 dimensions
+# tokens in a set; chosen on the demo's dictionary by looking at held-out precision with 24, 64, 128 and 256: smaller sets
+# are easier to read, but hold too few of the firings of features as diffuse as those of k = 64 in 256 dimensions
 MAX_SET_SIZE = 128
 _KINDS = {TokenSet: "tokens", SyntaxClass: "syntax"}
 
