@@ -1,171 +1,244 @@
-"""What each architecture computes, against explicit loops in float64."""
+"""What each architecture computes and every gradient of it, against formulas of the papers written out in numpy.
+
+The gradients are chain rule by hand: with L = sum(A * x_hat) + sum(C * f), everything follows from the slope df/du, where
+u = (x - b_dec) W_enc is the encoder's product, and from the slopes in an architecture's own parameters.
+"""
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as profile
 from hypothesis import strategies as st
 
-from saescope.dictionaries import Dictionary, DictionaryConfig, ReLU, TopK, TopKConfig
+from saescope.dictionaries import Dictionary, TopKConfig
+
+LINEAR = ["relu", "gated", "jumprelu", "topk", "abs_topk", "batch_topk", "matryoshka", "ordered"]
+PER_TOKEN = ["topk", "abs_topk", "ordered"]
+PER_BATCH = ["batch_topk", "matryoshka"]
 
 
-def _relu(d_in: int = 5, d_sae: int = 9) -> ReLU:
-    return ReLU(DictionaryConfig(d_in=d_in, d_sae=d_sae))
+def _numpy(dictionary: Dictionary) -> dict[str, np.ndarray]:
+    own = dict(dictionary.named_parameters()) | dict(dictionary.named_buffers())
+    return {name: tensor.detach().numpy() for name, tensor in own.items()}
 
 
-def _topk(d_in: int = 5, d_sae: int = 9, k: int = 3) -> TopK:
-    return TopK(TopKConfig(d_in=d_in, d_sae=d_sae, k=k))
+def _products(p: dict[str, np.ndarray], x: np.ndarray, centred: bool) -> np.ndarray:
+    """u[b, i] = sum_j (x[b, j] - b_dec[j]) W_enc[j, i], in loops."""
+    u = np.zeros((len(x), len(p["encoder_rows"])))
+    for b in range(len(x)):
+        for i in range(u.shape[1]):
+            for j in range(x.shape[1]):
+                u[b, i] += (x[b, j] - (p["b_dec"][j] if centred else 0)) * p["encoder_rows"][i, j]
+    return u
 
 
-def _randomised(dictionary: Dictionary, seed: int = 0) -> Dictionary:
-    """All four parameters random, in float64: unequal norms, encoder unlike decoder."""
-    generator = torch.Generator().manual_seed(seed)
-    dictionary = dictionary.double()
-    with torch.no_grad():
-        for parameter in dictionary.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    return dictionary
+def _winners_per_token(rank: np.ndarray, k: int) -> np.ndarray:
+    mask = np.zeros(rank.shape, bool)
+    for b, row in enumerate(rank.tolist()):
+        for i in sorted(range(len(row)), key=lambda i: -row[i])[:k]:
+            mask[b, i] = True
+    return mask
 
 
-def _pre_by_loops(dictionary: Dictionary, x: torch.Tensor) -> list[list[float]]:
-    W_enc, b_enc, b_dec = dictionary.W_enc.tolist(), dictionary.b_enc.tolist(), dictionary.b_dec.tolist()
-    return [
-        [
-            sum((token[j] - b_dec[j]) * W_enc[j][i] for j in range(dictionary.d_in)) + b_enc[i]
-            for i in range(dictionary.d_sae)
-        ]
-        for token in x.tolist()
-    ]
+def _winners_of_batch(pre: np.ndarray, k: float) -> np.ndarray:
+    cells = sorted(((-value, b, i) for (b, i), value in np.ndenumerate(pre)))[: int(k * len(pre))]
+    mask = np.zeros(pre.shape, bool)
+    for value, b, i in cells:
+        mask[b, i] = -value > 0
+    return mask
 
 
-def _decoded_by_loops(dictionary: Dictionary, f: list[list[float]]) -> list[list[float]]:
-    W_dec, b_dec = dictionary.W_dec.tolist(), dictionary.b_dec.tolist()
-    return [
-        [sum(token[i] * W_dec[i][j] for i in range(dictionary.d_sae)) + b_dec[j] for j in range(dictionary.d_in)]
-        for token in f
-    ]
+def _rule(
+    name: str, dictionary: Dictionary, p: dict[str, np.ndarray], u: np.ndarray, training: bool
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """f, df/du, and df/dq for the rule's own parameters q (all [B, d_sae])."""
+    if name == "gated":
+        scale = np.exp(p["r_mag"])
+        magnitude = scale * u + p["b_mag"]
+        mask = (u + p["b_gate"] > 0) & (magnitude > 0)
+        own = {"b_mag": mask * 1.0, "r_mag": mask * scale * u, "b_gate": mask * 0.0}
+        return mask * magnitude, mask * scale, own
+    pre = u + p["b_enc"]
+    own = {}
+    if name == "relu":
+        mask = pre > 0
+    elif name == "jumprelu":
+        mask = pre > p["threshold"]
+        width = dictionary.config.bandwidth
+        near = np.abs((pre - p["threshold"]) / width) < 0.5
+        own["threshold"] = -(p["threshold"] / width) * near
+    elif name == "abs_topk":
+        mask = _winners_per_token(np.abs(pre), dictionary.config.k)
+    elif name in PER_TOKEN:
+        mask = _winners_per_token(pre, dictionary.config.k) & (pre > 0)
+    elif training:
+        mask = _winners_of_batch(pre, dictionary.config.k)
+    else:
+        mask = pre > p["threshold"]
+    return mask * pre, mask * 1.0, own | {"b_enc": mask * 1.0}
 
 
-def _topk_by_loops(pre: list[list[float]], k: int) -> list[list[float]]:
-    f = []
-    for token in pre:
-        strongest = sorted(range(len(token)), key=lambda i: -token[i])[:k]
-        f.append([token[i] if i in strongest and token[i] > 0 else 0.0 for i in range(len(token))])
+def _compare(name: str, dictionary: Dictionary, x: torch.Tensor, seed: int, training: bool) -> np.ndarray:
+    centred = dictionary.config.apply_b_dec_to_input
+    p = _numpy(dictionary)
+    u = _products(p, x.numpy(), centred)
+    f, slope, own = _rule(name, dictionary, p, u, training)
+    x_hat = np.einsum("bi,ij->bj", f, p["W_dec"]) + p["b_dec"]
+
+    random = np.random.default_rng(seed)
+    A, C = random.normal(size=x_hat.shape), random.normal(size=f.shape)
+    to_f = C + np.einsum("bj,ij->bi", A, p["W_dec"])
+    to_u = to_f * slope
+    expected = {
+        "W_dec": np.einsum("bi,bj->ij", f, A),
+        "b_dec": A.sum(0) - (np.einsum("bi,ij->j", to_u, p["encoder_rows"]) if centred else 0),
+        "encoder_rows": np.einsum("bi,bj->ij", to_u, x.numpy() - (p["b_dec"] if centred else 0)),
+        "x": np.einsum("bi,ij->bj", to_u, p["encoder_rows"]),
+        **{q: (to_f * by).sum(0) for q, by in own.items()},
+    }
+
+    leaf = x.clone().requires_grad_()
+    found_f = (
+        dictionary.activate_in_training(dictionary.pre_activations(leaf)) if training else dictionary.encode(leaf)
+    )
+    found_x_hat = dictionary.decode(found_f)
+    torch.testing.assert_close(found_f, torch.tensor(f), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found_x_hat, torch.tensor(x_hat), rtol=1e-12, atol=1e-12)
+    if not training:
+        assert dictionary(x).equal(found_x_hat)
+    dictionary.zero_grad()
+    (torch.tensor(A) * found_x_hat).sum().add((torch.tensor(C) * found_f).sum()).backward()
+    found = {"x": leaf.grad, **{q: parameter.grad for q, parameter in dictionary.named_parameters()}}
+    assert set(found) == set(expected)
+    for q, gradient in expected.items():
+        got = torch.zeros(gradient.shape, dtype=torch.float64) if found[q] is None else found[q]
+        torch.testing.assert_close(got, torch.tensor(gradient), rtol=1e-11, atol=1e-11, msg=f"gradient of {q}")
     return f
 
 
-def _assert_close(found: torch.Tensor, expected: list[list[float]]) -> None:
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("name", LINEAR)
+@given(seed=st.integers(0, 10_000), k=st.integers(1, 10), centred=st.booleans())
+@profile(max_examples=8)
+def test_forward_and_gradients_are_the_papers(make, tokens, name, training, seed, k, centred):
+    own = {"k": k} if name in PER_TOKEN + PER_BATCH else {}
+    own |= {"bandwidth": 0.8} if name == "jumprelu" else {}
+    dictionary = make(name, seed=seed, apply_b_dec_to_input=centred, **own)
+    _compare(name, dictionary, tokens(6, seed=seed), seed, training)
+
+
+@pytest.mark.parametrize("name", PER_BATCH)
+@pytest.mark.parametrize("k", [0.5, 1.4, 2.75])
+def test_a_batch_shares_its_firings_also_where_k_is_no_whole_number(make, tokens, name, k):
+    dictionary = make(name, k=k, d_sae=12)
+    f = _compare(name, dictionary, tokens(10), 0, training=True)
+    assert (f > 0).sum() == int(10 * k)
+    assert len({int(count) for count in (f > 0).sum(1)}) > 1  # busy tokens take from quiet ones
+
+
+def test_abs_topk_keeps_signs(make, tokens):
+    dictionary = make("abs_topk")
+    f = dictionary.encode(tokens(50))
+    assert ((f != 0).sum(-1) == 3).all()
+    assert (f > 0).any()
+    assert (f < 0).any()
+    assert dictionary.encode_sparse(tokens(50)).to_dense().equal(f)
+    codes = dictionary.activate(torch.tensor([[1.0, -3.0, 2.0, 0.5, -2.5, 0.0, 0.0, 0.0, 0.0, 0.0]]))
+    assert codes.tolist() == [[0, -3, 2, 0, -2.5, 0, 0, 0, 0, 0]]
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(deadline=None, max_examples=20)
-def test_relu_equals_its_loops(seed):
-    dictionary = _randomised(_relu(), seed)
-    x = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 1))
-    f = [[max(value, 0.0) for value in token] for token in _pre_by_loops(dictionary, x)]
-    _assert_close(dictionary.encode(x), f)
-    _assert_close(dictionary.decode(dictionary.encode(x)), _decoded_by_loops(dictionary, f))
-    _assert_close(dictionary(x), _decoded_by_loops(dictionary, f))
+@profile(max_examples=20)
+def test_gated_is_a_jumprelu_in_units_of_magnitude(make, tokens, seed):
+    """theta = b_mag - exp(r_mag) b_gate; a theta below 0 leaves the ReLU in charge."""
+    gated = make("gated", seed=seed)
+    x = tokens(20, seed=seed)
+    u = (x - gated.b_dec) @ gated.encoder_rows.T
+    v = gated.r_mag.exp() * u + gated.b_mag
+    theta = gated.b_mag - gated.r_mag.exp() * gated.b_gate
+    torch.testing.assert_close(gated.encode(x), v.relu() * (v > theta), rtol=1e-12, atol=1e-12)
+    assert (theta > 0).any()
+
+    jumprelu = make("jumprelu")
+    with torch.no_grad():
+        jumprelu.encoder_rows.copy_(gated.r_mag.exp()[:, None] * gated.encoder_rows)
+        jumprelu.b_enc.copy_(gated.b_mag)
+        jumprelu.b_dec.copy_(gated.b_dec)
+        jumprelu.threshold.copy_(theta.clamp(min=0))
+    torch.testing.assert_close(gated.encode(x), jumprelu.encode(x), rtol=1e-12, atol=1e-12)
 
 
-@given(seed=st.integers(0, 10_000), k=st.integers(1, 9))
-@settings(deadline=None, max_examples=30)
-def test_topk_equals_its_loops(seed, k):
-    dictionary = _randomised(_topk(k=k), seed)
-    x = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 1))
-    f = _topk_by_loops(_pre_by_loops(dictionary, x), k)
-    _assert_close(dictionary.encode(x), f)
-    _assert_close(dictionary.decode(dictionary.encode(x)), _decoded_by_loops(dictionary, f))
-    _assert_close(dictionary(x), _decoded_by_loops(dictionary, f))
+def test_the_gates_own_activations(make, tokens):
+    gated = make("gated")
+    x = tokens()
+    u = (x - gated.b_dec) @ gated.encoder_rows.T
+    torch.testing.assert_close(gated.gate_activations(gated.pre_activations(x)), (u + gated.b_gate).clamp(min=0))
 
 
-def test_topk_with_k_of_all_features_is_relu():
-    topk = _randomised(_topk(k=9), seed=4)
-    relu = _randomised(_relu(), seed=4)
-    x = torch.randn(7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    assert topk.encode(x).equal(relu.encode(x))
+def test_topk_with_k_of_all_features_is_relu(make, tokens):
+    assert make("topk", k=10, seed=4).encode(tokens()).equal(make("relu", seed=4).encode(tokens()))
 
 
-def test_topk_chooses_k_of_tied_features():
-    f = _topk(d_sae=6, k=2).activate(torch.tensor([[1.0, 1.0, 1.0, 0.5, 1.0, -1.0], [2.0, 1.0, 1.0, 1.0, 0.0, 0.0]]))
+@pytest.mark.parametrize("name", ["topk", "ordered"])
+def test_topk_chooses_k_of_tied_features(make, name):
+    f = make(name, d_sae=6, k=2).activate(
+        torch.tensor([[1.0, 1.0, 1.0, 0.5, 1.0, -1.0], [2.0, 1.0, 1.0, 1.0, 0.0, 0.0]])
+    )
     assert f[0].sort().values.tolist() == [0, 0, 0, 0, 1, 1]
     assert f[0, [3, 5]].tolist() == [0, 0]
     assert f[1, 0] == 2
     assert f[1].sort().values.tolist() == [0, 0, 0, 0, 1, 2]
 
 
-@pytest.mark.parametrize("make", [_relu, _topk])
-def test_a_feature_fires_only_above_zero(make):
-    dictionary = make(d_sae=4)
+@pytest.mark.parametrize("name", ["relu", "topk", "ordered", "batch_topk", "matryoshka", "jumprelu"])
+def test_a_feature_fires_only_above_zero(make, name):
+    dictionary = make(name, d_sae=4)
+    if hasattr(dictionary, "threshold"):
+        with torch.no_grad():
+            dictionary.threshold.zero_()
     pre = torch.tensor([[-1.0, -2.0, -0.5, -3.0], [-0.0, -0.0, 0.0, -1.0], [-1.0, 7.0, -0.0, -2.0]])
-    f = dictionary.activate(pre)
-    assert (f > 0).tolist() == [[False] * 4, [False] * 4, [False, True, False, False]]  # fewer positives than k = 3
-    assert f.tolist() == [[0] * 4, [0] * 4, [0, 7, 0, 0]]
+    for f in (dictionary.activate(pre), dictionary.activate_in_training(pre)):
+        assert (f > 0).tolist() == [[False] * 4, [False] * 4, [False, True, False, False]]  # fewer positives than k
+        assert f.tolist() == [[0] * 4, [0] * 4, [0, 7, 0, 0]]
 
 
-@pytest.mark.parametrize("make", [_relu, _topk])
-def test_selected_features_with_nothing_to_say_get_no_gradient(make):
+@pytest.mark.parametrize("name", ["relu", "topk", "ordered", "batch_topk", "matryoshka"])
+def test_selected_features_with_nothing_to_say_get_no_gradient(make, name):
     pre = torch.tensor([[-1.0, 2.0, -0.5, -3.0]], requires_grad=True)
-    make(d_sae=4).activate(pre).sum().backward()
+    make(name, d_sae=4).activate_in_training(pre).sum().backward()
     assert pre.grad.tolist() == [[0, 1, 0, 0]]
 
 
-@pytest.mark.parametrize("make", [_relu, _topk])
-def test_any_number_of_leading_axes(make):
-    dictionary = _randomised(make())
-    x = torch.randn(2, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    f = dictionary.encode(x)
-    assert f.shape == (2, 3, 9)
-    torch.testing.assert_close(f.flatten(0, 1), dictionary.encode(x.flatten(0, 1)))
-    torch.testing.assert_close(dictionary(x).flatten(0, 1), dictionary(x.flatten(0, 1)))
-    assert dictionary.encode(x[0, 0]).shape == (9,)
+@pytest.mark.parametrize("name", PER_TOKEN + PER_BATCH)
+def test_training_may_let_another_number_fire_for_a_while(make, tokens, name):
+    dictionary = make(name, k=2)
+    pre = dictionary.pre_activations(tokens(8)) + 50  # all positive: k alone decides
+    for k in (1, 5, 10):
+        assert (dictionary.activate_in_training(pre, k) != 0).sum() == 8 * k
+    assert (dictionary.activate_in_training(pre) != 0).sum() == 8 * 2
 
 
-@pytest.mark.parametrize("make", [_relu, _topk])
-def test_a_token_does_not_depend_on_its_neighbours(make):
-    dictionary = _randomised(make())
-    x = torch.randn(8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    whole = dictionary.train().encode(x)
-    for i in range(8):
-        torch.testing.assert_close(dictionary.eval().encode(x[i : i + 1])[0], whole[i])
+def test_matryoshka_widths():
+    from saescope.dictionaries import MatryoshkaConfig
+
+    assert MatryoshkaConfig(d_in=4, d_sae=64, k=2).widths == (4, 8, 16, 32, 64)
+    assert MatryoshkaConfig(d_in=4, d_sae=3, k=1).widths == (1, 3)
+    assert MatryoshkaConfig(d_in=4, d_sae=8, k=2, widths=[2, 8]).widths == (2, 8)
+    for widths in ((2, 4), (4, 2, 8), (0, 8), (2, 2, 8), (8, 9)):
+        with pytest.raises(ValueError, match="widths must rise from at least 1 to d_sae = 8"):
+            MatryoshkaConfig(d_in=4, d_sae=8, k=2, widths=widths)
 
 
-@pytest.mark.parametrize("make", [_relu, _topk])
-def test_a_new_dictionary_has_unit_rows_tied_encoder_and_a_seed(make):
-    dictionary = make(d_in=6, d_sae=40)
-    torch.testing.assert_close(dictionary.decoder_norms, torch.ones(40))
-    assert dictionary.encoder_rows.equal(dictionary.W_dec)
-    assert dictionary.encoder_rows.data_ptr() != dictionary.W_dec.data_ptr()
-    assert not dictionary.b_enc.any()
-    assert not dictionary.b_dec.any()
-    config, cls = dictionary.config, type(dictionary)
-    assert cls(config, seed=0).W_dec.equal(dictionary.W_dec)
-    assert not cls(config, seed=1).W_dec.equal(dictionary.W_dec)
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    assert cls(config, seed=0).W_dec.equal(dictionary.W_dec)
-    assert torch.get_rng_state().equal(before)  # the caller's random numbers are left alone
+def test_a_width_that_is_no_whole_number_is_refused():
+    from saescope.dictionaries import MatryoshkaConfig
 
-
-def test_W_enc_is_the_encoder_rows_transposed_and_shares_their_memory():
-    dictionary = _relu()
-    assert dictionary.W_enc.shape == (5, 9)
-    assert dictionary.W_enc.data_ptr() == dictionary.encoder_rows.data_ptr()
-    with torch.no_grad():
-        dictionary.encoder_rows[7, 2] = 42
-    assert dictionary.W_enc[2, 7] == 42
-    assert {name for name, _ in dictionary.named_parameters()} == {"encoder_rows", "W_dec", "b_enc", "b_dec"}
-
-
-@pytest.mark.parametrize("make", [_relu, _topk])
-@pytest.mark.parametrize("width", [4, 6, 1])
-def test_a_wrong_width_is_refused_with_both_widths(make, width):
-    dictionary = make()
-    for read in (dictionary.encode, dictionary.encode_sparse, dictionary):
-        with pytest.raises(ValueError, match=rf"d_in = 5, got width {width}; .*hook point"):
-            read(torch.zeros(2, width))
+    with pytest.raises(ValueError, match="widths"):
+        MatryoshkaConfig(d_in=4, d_sae=8, k=2, widths=(2.5, 8))
 
 
 @pytest.mark.parametrize(
@@ -184,3 +257,27 @@ def test_a_wrong_width_is_refused_with_both_widths(make, width):
 def test_impossible_sizes_are_refused(settings, words):
     with pytest.raises(ValueError, match=words):
         TopKConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "words"),
+    [
+        ("batch_topk", {"k": 0}, "k must be above 0 and at most d_sae = 8, got 0"),
+        ("batch_topk", {"k": 8.5}, r"at most d_sae = 8, got 8\.5"),
+        ("batch_topk", {"k": math.nan}, "got nan"),
+        ("batch_topk", {"k": True}, "got True"),
+        ("batch_topk", {"k": "3"}, "got '3'"),
+        ("jumprelu", {"bandwidth": 0.0}, "bandwidth must be positive, got 0.01 and 0.0"),
+        ("jumprelu", {"initial_threshold": -0.1}, "initial_threshold must not be negative"),
+        ("jumprelu", {"bandwidth": math.nan}, "bandwidth must be positive"),
+        ("matching_pursuit", {"k": 0}, "k must be a whole number of at least 1"),
+        ("matching_pursuit", {"k": 2.0}, "k must be a whole number of at least 1"),
+        ("matching_pursuit", {"residual_threshold": -1.0}, "residual_threshold must not be negative"),
+        ("matching_pursuit", {"residual_threshold": math.nan}, "residual_threshold must not be negative"),
+    ],
+)
+def test_impossible_settings_are_refused(name, own, words):
+    from saescope.dictionaries import architecture
+
+    with pytest.raises(ValueError, match=words):
+        architecture(name).Config(d_in=4, d_sae=8, **own)

@@ -1,7 +1,7 @@
 """Sparse codes: which features fire on each token, and how strongly.
 
-A dense ``[B, d_sae]`` tensor is nearly all zeros; analysis and evaluation only need the rest. Every token gets K slots of
-(feature, value); unused slots hold value 0 and feature 0, so that sums and scatters need no special case.
+A dense ``[B, d_sae]`` tensor is nearly all zeros; analysis and evaluation only need the rest. Every token gets K slots
+of (feature, value); unused slots hold value 0 and feature 0, so that sums and scatters need no special case.
 
 B  tokens, K  slots per token (k for TopK, the busiest token's count otherwise, and never less than one).
 """

@@ -1,17 +1,18 @@
 """A dictionary on disk: a folder with ``cfg.json`` and ``sae_weights.safetensors``, the layout of SAELens >= 6.
 
-Every tool of the field opens it: weights work on raw activations (no scale waits in a side file), and what saescope alone
-knows stands under ``metadata.saescope``. Both files are written beside, synced and renamed together, so that a folder is
-either the old dictionary or the new one. Nothing is pickled.
+Every tool of the field opens it: weights work on raw activations (no scale waits in a side file), and what saescope
+alone knows stands under ``metadata.saescope``. Both files are written beside, synced and renamed together, so that a
+folder is either the old dictionary or the new one. Nothing is pickled.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from saescope.dictionaries.base import Dictionary, architectures
+from saescope.dictionaries.normalization import input_normalization
 
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
 _SAELENS_VERSION = "6.0.0"  # the layout that these files follow
-_SHARED_KEYS = {
-    "apply_b_dec_to_input": True,
-    "normalize_activations": "none",
-    "reshape_activations": "none",
-}
-_KEYS_WITHOUT_EFFECT = {"architecture", "dtype", "device", "metadata", "d_in", "d_sae", "rescale_acts_by_decoder_norm"}
+_FORM_KEYS = {
+    "architecture", "dtype", "device", "metadata", "normalize_activations", "reshape_activations",
+    "rescale_acts_by_decoder_norm",
+}  # fmt: skip
 
 
 def save_dictionary(
@@ -55,22 +55,23 @@ def save_dictionary(
         if not overwrite:
             raise FileExistsError(f"{folder} already exists; choose another folder or allow overwriting")
         _refuse_foreign_files(folder)
+    normalization = dictionary.input_normalization.name
+    # what SAELens can not undo gets a name that it refuses
+    ours_alone = normalization.startswith("saescope/")
+    own = {"architecture": dictionary.architecture, **(saescope or {})}
     config = {
-        "architecture": dictionary.saelens_name,
+        "architecture": f"saescope/{dictionary.architecture}" if ours_alone else dictionary.saelens_name,
         "d_in": dictionary.d_in,
         "d_sae": dictionary.d_sae,
         "dtype": str(dictionary.W_dec.dtype).removeprefix("torch."),
         "device": "cpu",
-        **_SHARED_KEYS,
+        "apply_b_dec_to_input": dictionary.config.apply_b_dec_to_input,
+        "normalize_activations": normalization,
+        "reshape_activations": "none",
         **dictionary.saelens_extras(),
-        "metadata": {"sae_lens_version": _SAELENS_VERSION, **(metadata or {}), "saescope": dict(saescope or {})},
+        "metadata": {"sae_lens_version": _SAELENS_VERSION, **(metadata or {}), "saescope": own},
     }
-    tensors = {
-        "W_enc": dictionary.W_enc,
-        "W_dec": dictionary.W_dec,
-        "b_enc": dictionary.b_enc,
-        "b_dec": dictionary.b_dec,
-    }
+    tensors = dictionary.saved_tensors()
     text = json.dumps(config, indent=1) + "\n"
     beside = new_folder_beside(folder)
     write_tensors(tensors, beside / WEIGHTS_FILE)
@@ -125,48 +126,56 @@ def load_dictionary(folder: str | Path, *, device: str = "cpu") -> Dictionary:
     """
     folder = Path(folder)
     config = _read_config(folder)
-    name = config.get("architecture")
-    by_saelens_name = {cls.saelens_name: cls for cls in architectures().values()}
-    if name not in by_saelens_name:
+    cls = _class_of(config, folder)
+    if config.get("reshape_activations", "none") != "none":
         raise ValueError(
-            f"{folder}: cfg.json has architecture {name!r}; this version opens {', '.join(sorted(by_saelens_name))}"
+            f"{folder}: cfg.json has reshape_activations = {config['reshape_activations']!r}; "
+            "only 'none' can be opened so far"
         )
-    architecture = by_saelens_name[name]
-    for key, expected in _SHARED_KEYS.items():
-        if config.get(key, expected) != expected:
-            raise ValueError(f"{folder}: cfg.json has {key} = {config[key]!r}; only {expected!r} can be opened so far")
     if config.get("rescale_acts_by_decoder_norm"):
         raise ValueError(f"{folder}: gating by decoder norm (rescale_acts_by_decoder_norm) can not be opened so far")
-    wanted = {field.name for field in fields(architecture.Config)}
-    unknown = set(config) - wanted - set(_SHARED_KEYS) - _KEYS_WITHOUT_EFFECT
-    if unknown or not wanted <= set(config):
+    key_of = {field.name: cls.saelens_keys.get(field.name, field.name) for field in fields(cls.Config)}
+    needed = {key_of[field.name] for field in fields(cls.Config) if field.default is MISSING}
+    unknown = set(config) - set(key_of.values()) - _FORM_KEYS
+    if unknown or not needed <= set(config):
         raise ValueError(
-            f"{folder}: cfg.json of a {name} dictionary needs {sorted(wanted)}; "
-            f"missing {sorted(wanted - set(config))}, not understood {sorted(unknown)}"
+            f"{folder}: cfg.json of a {config['architecture']} dictionary needs {sorted(needed)}; "
+            f"missing {sorted(needed - set(config))}, not understood {sorted(unknown)}"
         )
     try:
-        settings = architecture.Config(**{key: config[key] for key in wanted})
+        dictionary = cls(cls.Config(**{name: config[key] for name, key in key_of.items() if key in config}))
+        dictionary.input_normalization = input_normalization(
+            config.get("normalize_activations", "none"), dictionary.d_in
+        )
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder}: cfg.json can not be used: {error}") from error
     tensors = _read_weights(folder)
-    shapes = {
-        "W_enc": [settings.d_in, settings.d_sae],
-        "W_dec": [settings.d_sae, settings.d_in],
-        "b_enc": [settings.d_sae],
-        "b_dec": [settings.d_in],
-    }
+    shapes = {key: list(tensor.shape) for key, tensor in dictionary.saved_tensors().items()}
     found = {key: list(tensor.shape) for key, tensor in tensors.items()}
     if found != shapes:
         raise ValueError(f"{folder}: {WEIGHTS_FILE} should hold {shapes}, but holds {found}")
     dtypes = sorted({str(tensor.dtype) for tensor in tensors.values()})
-    if len(dtypes) > 1 or not tensors["W_dec"].is_floating_point():
+    if len(dtypes) > 1 or not next(iter(tensors.values())).is_floating_point():
         raise ValueError(f"{folder}: {WEIGHTS_FILE} should hold tensors of one floating dtype, but holds {dtypes}")
-    dictionary = architecture(settings)
-    with torch.no_grad():
-        dictionary.encoder_rows = torch.nn.Parameter(tensors["W_enc"].T.contiguous())
-        for key in ("W_dec", "b_enc", "b_dec"):
-            setattr(dictionary, key, torch.nn.Parameter(tensors[key].clone()))
+    try:
+        dictionary.take_tensors(tensors)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
     return dictionary.to(device).eval()
+
+
+def _class_of(config: dict[str, Any], folder: Path) -> type[Dictionary]:
+    """The architecture of a file: what our note in it says, if it fits the name; else what the name says."""
+    name = config.get("architecture")
+    noted = ((config.get("metadata") or {}).get("saescope") or {}).get("architecture")
+    known = architectures()
+    if noted in known and name in (known[noted].saelens_name, f"saescope/{noted}"):
+        return known[noted]
+    by_name = {cls.saelens_name: cls for cls in known.values() if cls.opens_saelens_name}
+    if name not in by_name:
+        near = difflib.get_close_matches(str(name), by_name, n=3, cutoff=0.4) or sorted(by_name)
+        raise ValueError(f"{folder}: cfg.json has architecture {name!r}; this version opens {', '.join(near)}")
+    return by_name[name]
 
 
 def read_metadata(folder: str | Path) -> dict[str, Any]:

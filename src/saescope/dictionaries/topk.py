@@ -1,7 +1,8 @@
 """The TopK dictionary: the k largest pre-activations of each token survive, after a ReLU.
 
 Gao et al. 2024, "Scaling and evaluating sparse autoencoders", arXiv 2406.04093. A token with fewer than k positive
-pre-activations has fewer than k firings. The AuxK loss that revives dead features is in ``training/losses.py``.
+pre-activations has fewer than k firings. The paper layer-normalises its input: train with ``normalization =
+"layer_norm"`` for that. AuxK, which revives dead features, and Multi-TopK are in ``training/losses/``.
 """
 
 from __future__ import annotations
@@ -32,14 +33,24 @@ class TopK(Dictionary):
 
     Config = TopKConfig
     config: TopKConfig
+    positively_homogeneous = True
+
+    def strongest(self, pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The activations of the k features that win on each token, and which they are: two ``[B, k]``."""
+        values, indices = pre.topk(k, dim=-1, sorted=False)
+        return F.relu(values), indices
 
     def activate(self, pre: Tensor) -> Tensor:
-        values, indices = pre.topk(self.config.k, dim=-1, sorted=False)
-        return pre.new_zeros(pre.shape).scatter(-1, indices, F.relu(values))
+        return self.activate_in_training(pre)
+
+    def activate_in_training(self, pre: Tensor, k: float | None = None) -> Tensor:
+        """As :meth:`activate`; training may let another number of features fire for a while."""
+        values, indices = self.strongest(pre, round(k or self.config.k))
+        return pre.new_zeros(pre.shape).scatter(-1, indices, values)
 
     def encode_sparse(self, x: Tensor) -> SparseCodes:
-        values, indices = self.pre_activations(x).topk(self.config.k, dim=-1, sorted=False)
-        return SparseCodes(indices.where(values > 0, 0), F.relu(values), self.d_sae)
+        values, indices = self.strongest(self.pre_activations(x), self.config.k)
+        return SparseCodes(indices.where(values != 0, 0), values, self.d_sae)
 
     def saelens_extras(self) -> dict[str, Any]:
         return {**super().saelens_extras(), "rescale_acts_by_decoder_norm": False}

@@ -1,9 +1,9 @@
 """Where a run can stop and go on: everything that decides the next step, in one folder per checkpoint.
 
 ``checkpoints/step-00001200/`` holds ``state.safetensors`` (unfolded weights, Adam's moments, counters, the stream's
-tensors), ``state.json`` (counters, stream position, the file's SHA-256) and ``dictionary/`` (the same weights folded, ready
-to open). A checkpoint is written beside and renamed as a whole; the checksum tells a damaged one, and the one before it is
-used.
+tensors), ``state.json`` (counters, stream position, the file's SHA-256) and ``dictionary/`` (the same weights folded,
+ready to open). A checkpoint is written beside and renamed as a whole; the checksum tells a damaged one, and the one
+before it is used.
 """
 
 from __future__ import annotations

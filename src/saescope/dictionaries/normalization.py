@@ -1,0 +1,88 @@
+"""What a dictionary does to an activation before it encodes it, where that can not be folded into its weights.
+
+A factor or a linear map is folded into weights and biases when a dictionary is saved, and nothing of it remains. Two
+things can not be: layer norm, which divides every token by its own spread, and a linear map in front of an encoder that
+is the decoder (matching pursuit). These are kept here, applied first and undone last.
+
+B  tokens, d  activation width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+LAYER_NORM_EPS = 1e-5  # added to the standard deviation, as SAELens does
+
+
+class InputNormalization(nn.Module):
+    """Before the encoder and after the decoder."""
+
+    name: str = "none"  # normalize_activations in cfg.json
+
+    def normalise(self, x: Tensor) -> Tensor:
+        return x
+
+    def undo(self, x_hat: Tensor, x: Tensor | None) -> Tensor:
+        """Bring a reconstruction back to the units of ``x``, the input that it came from."""
+        return x_hat
+
+
+class NoNormalization(InputNormalization):
+    """Activations as they are."""
+
+
+class LayerNorm(InputNormalization):
+    """Each token less its mean, divided by its standard deviation (of d - 1) plus 1e-5; Gao et al. 2024, SAELens."""
+
+    name = "layer_norm"
+
+    def normalise(self, x: Tensor) -> Tensor:
+        mean, spread = self._statistics(x)
+        return (x - mean) / spread
+
+    def undo(self, x_hat: Tensor, x: Tensor | None) -> Tensor:
+        if x is None:
+            raise ValueError(
+                "this dictionary normalises every token, and needs the input again to undo it: decode(f, x), or "
+                "dictionary(x) for both steps"
+            )
+        mean, spread = self._statistics(x)
+        return x_hat * spread + mean
+
+    @staticmethod
+    def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+        if x.shape[-1] < 2:
+            raise ValueError("layer norm needs activations of width 2 or more")
+        return x.mean(-1, keepdim=True), x.std(-1, keepdim=True) + LAYER_NORM_EPS
+
+
+class Whitening(InputNormalization):
+    """``(x - mean) @ matrix``, undone by ``x_hat @ inverse + mean``."""
+
+    name = "saescope/whitening"
+    mean: Tensor
+    matrix: Tensor
+    inverse: Tensor
+
+    def __init__(self, mean: Tensor, matrix: Tensor, inverse: Tensor) -> None:
+        """``mean [d]``, ``matrix`` and ``inverse [d, d]``."""
+        super().__init__()
+        for name, tensor in (("mean", mean), ("matrix", matrix), ("inverse", inverse)):
+            self.register_buffer(name, tensor.clone())
+
+    def normalise(self, x: Tensor) -> Tensor:
+        return (x - self.mean) @ self.matrix
+
+    def undo(self, x_hat: Tensor, x: Tensor | None) -> Tensor:
+        return x_hat @ self.inverse + self.mean
+
+
+def input_normalization(name: str, d_in: int) -> InputNormalization:
+    """The normalisation of this name, its tensors to be filled in; ValueError where the name is not known."""
+    if name == Whitening.name:
+        return Whitening(torch.zeros(d_in), torch.zeros(d_in, d_in), torch.zeros(d_in, d_in))
+    kinds = {kind.name: kind for kind in (NoNormalization, LayerNorm)}
+    if name not in kinds:
+        raise ValueError(f"normalize_activations = {name!r} can not be opened so far; known are {', '.join(kinds)}")
+    return kinds[name]()
