@@ -160,7 +160,7 @@ class Sparsity:
 
 
 class FiringMeter:
-    """Counts firings (activation > 0) per feature; ``counts`` is ``[d_sae]``, int64."""
+    """Counts firings (activation not 0) per feature; ``counts`` is ``[d_sae]``, int64."""
 
     DENSE_ABOVE = 0.1
 

@@ -96,7 +96,7 @@ class Shifted(Dictionary):
         return F.relu(pre - self.config.shift)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def stranger() -> Iterator[type[Dictionary]]:
     """An architecture of a user's own: a config field, and nothing beside ``activate``; its compositions made from it."""
     kept = architectures()

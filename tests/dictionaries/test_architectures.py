@@ -103,9 +103,7 @@ def _compare(name: str, dictionary: Dictionary, x: torch.Tensor, seed: int, trai
     }
 
     leaf = x.clone().requires_grad_()
-    found_f = (
-        dictionary.activate_in_training(dictionary.pre_activations(leaf)) if training else dictionary.encode(leaf)
-    )
+    found_f = dictionary.activate_in_training(dictionary.pre_activations(leaf)) if training else dictionary.encode(leaf)
     found_x_hat = dictionary.decode(found_f)
     torch.testing.assert_close(found_f, torch.tensor(f), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(found_x_hat, torch.tensor(x_hat), rtol=1e-12, atol=1e-12)

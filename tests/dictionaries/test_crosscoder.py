@@ -119,7 +119,11 @@ def test_a_strangers_architecture_takes_the_form(make, tokens, stranger, own_reg
     dictionary = make(crosscoder(stranger), shift=0.5, source_widths=WIDTHS)
     assert dictionary.architecture == "shifted_crosscoder"
     x = tokens()
-    f = (sum((x - dictionary.b_dec)[:, a:b] @ dictionary.encoder_rows[:, a:b].T for a, b in EDGES) + dictionary.b_enc - 0.5).clamp(min=0)
+    f = (
+        sum((x - dictionary.b_dec)[:, a:b] @ dictionary.encoder_rows[:, a:b].T for a, b in EDGES)
+        + dictionary.b_enc
+        - 0.5
+    ).clamp(min=0)
     torch.testing.assert_close(dictionary.encode(x), f)
     torch.testing.assert_close(dictionary(x), f @ dictionary.W_dec + dictionary.b_dec)
 
@@ -150,7 +154,9 @@ def _scaling_by_least_squares(
     return errors, reconstructions
 
 
-@pytest.mark.parametrize("name", ["relu_crosscoder", "batch_topk_crosscoder", "abs_topk_crosscoder", "gated_crosscoder"])
+@pytest.mark.parametrize(
+    "name", ["relu_crosscoder", "batch_topk_crosscoder", "abs_topk_crosscoder", "gated_crosscoder"]
+)
 @pytest.mark.parametrize(("source", "like"), [(0, 1), (1, 0), (0, 0), (2, 1)])
 def test_latent_scaling_is_least_squares_one_latent_at_a_time(make, tokens, name, source, like):
     dictionary = make(name, source_widths=(2, 2, 2))
@@ -189,7 +195,9 @@ def test_latent_scaling_tells_shared_own_shrunk_and_decoupled_latents_apart(make
         dictionary.b_enc.zero_()
         dictionary.b_dec.zero_()
     generator = torch.Generator().manual_seed(0)
-    codes = torch.rand(500, 4, generator=generator, dtype=torch.float64) * (torch.rand(500, 4, generator=generator) < 0.3)
+    codes = torch.rand(500, 4, generator=generator, dtype=torch.float64) * (
+        torch.rand(500, 4, generator=generator) < 0.3
+    )
     x = torch.cat([codes * torch.tensor([1, 0, 1, 1]), codes], dim=-1)  # model 0 has no e1
     assert dictionary.relative_norms[:, 1].tolist() == [0.5, 1, 1, 1, 0]
 
@@ -204,6 +212,7 @@ def test_latent_scaling_refuses_what_it_is_not_for(make, tokens):
         latent_scaling(make("topk"), [tokens()], 0, like=1)
     with pytest.raises(ValueError, match="sources 0 and 2 have different widths, 1 and 3"):
         latent_scaling(make("relu_crosscoder", source_widths=WIDTHS), [tokens()], 0, like=2)
+    cls = architecture("batch_topk_crosscoder")
+    untrained = cls(cls.Config(d_in=6, d_sae=4, k=2, source_widths=(3, 3)))
     with pytest.raises(ValueError, match="no threshold yet"):
-        cls = architecture("batch_topk_crosscoder")
-        latent_scaling(cls(cls.Config(d_in=6, d_sae=4, k=2, source_widths=(3, 3))), [tokens().float()], 0, like=1)
+        latent_scaling(untrained, [tokens().float()], 0, like=1)

@@ -138,7 +138,9 @@ def test_a_token_does_not_depend_on_its_neighbours(make, tokens, name):
         assert (row[0] != 0).equal(whole[b] != 0)
         torch.testing.assert_close(row[0], whole[b], rtol=1e-12, atol=1e-13)
         torch.testing.assert_close(dictionary(x[b : b + 1])[0], rebuilt[b], rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(dictionary.encode_sparse(x[b : b + 1]).to_dense()[0], whole[b], rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(
+            dictionary.encode_sparse(x[b : b + 1]).to_dense()[0], whole[b], rtol=1e-12, atol=1e-13
+        )
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -230,7 +232,9 @@ def _most_firings(dictionary: Dictionary) -> int | None:
 )
 @profile(max_examples=12)
 def test_nothing_is_ever_nan_and_k_is_kept(make, tokens, name, seed, d_in, d_sae, k, num_tokens, kind, level, dtype):
-    dictionary = make(name, seed=seed, d_in=d_in, d_sae=d_sae, **({"k": k} if "k" in _fields(name) else {}), dtype=dtype)
+    dictionary = make(
+        name, seed=seed, d_in=d_in, d_sae=d_sae, **({"k": k} if "k" in _fields(name) else {}), dtype=dtype
+    )
     with torch.no_grad():
         for bias in ("b_enc", "b_gate"):  # fewer positive pre-activations than k, or all
             if getattr(dictionary, bias, None) is not None:
@@ -239,7 +243,7 @@ def test_nothing_is_ever_nan_and_k_is_kept(make, tokens, name, seed, d_in, d_sae
         "random": tokens(num_tokens, d_in, seed=seed),
         "zero": torch.zeros(num_tokens, d_in),
         "constant": torch.full((num_tokens, d_in), 3.25),
-        "centre": dictionary.b_dec.detach().expand(num_tokens, -1) if dictionary.d_out == d_in else torch.zeros(num_tokens, d_in),
+        "centre": (dictionary.b_dec.detach() if dictionary.d_out == d_in else torch.ones(d_in)).expand(num_tokens, -1),
         "huge": tokens(num_tokens, d_in, seed=seed, scale=1e15),
         "tiny": tokens(num_tokens, d_in, seed=seed, scale=1e-30),
     }[kind].to(dtype).clone().requires_grad_()  # fmt: skip

@@ -142,7 +142,7 @@ def _whitening(diagonal: bool, width: int = 6) -> tuple[torch.Tensor, torch.Tens
         matrix = 0.2 + torch.rand(width, generator=generator, dtype=torch.float64)
         return mean, matrix, 1 / matrix
     matrix = torch.randn(width, width, generator=generator, dtype=torch.float64) + 3 * torch.eye(width)
-    return mean, matrix, torch.linalg.inv(matrix)
+    return mean, matrix, torch.linalg.inv(matrix).contiguous()
 
 
 def _white(x: torch.Tensor, mean: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
@@ -191,14 +191,27 @@ def test_a_linear_map_is_folded_in_float32(any_of, tokens, name, centred, diagon
         torch.testing.assert_close(folded.get_parameter(key).double(), parameter, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["matching_pursuit", *TRANSCODERS])
+@pytest.mark.parametrize("diagonal", [False, True], ids=["full", "diagonal"])
 @pytest.mark.parametrize("d_out", [5, 6])
+@pytest.mark.parametrize("name", TRANSCODERS + STRANGERS[3:])
+def test_a_transcoder_takes_a_linear_map_of_its_input_alone(any_of, tokens, name, d_out, diagonal):
+    """Also where both hook points have the same width: the output keeps units of its own."""
+    mean, matrix, inverse = _whitening(diagonal)
+    for seed in range(3):
+        trained = any_of(name, seed=seed, d_out=d_out)
+        folded = copy.deepcopy(trained)
+        folded.fold_affine(mean, matrix, inverse)
+        assert folded.W_dec.equal(trained.W_dec)
+        z = tokens(30, seed=seed)
+        everything = torch.ones(30, dtype=torch.bool)
+        _compare(folded, _unwhite(z, mean, inverse), trained.encode(z), trained(z), 1e-11, everything)
+
+
 @pytest.mark.parametrize("diagonal", [False, True])
-def test_a_linear_map_is_refused_where_it_can_not_go_into_both_matrices(make, tokens, name, d_out, diagonal):
-    """Also where both hook points of a transcoder have the same width: the output has another mean and spread."""
-    dictionary = make(name, **({"d_out": d_out} if name in TRANSCODERS else {}))
+def test_a_linear_map_is_refused_where_it_can_not_go_into_both_matrices(make, tokens, diagonal):
+    dictionary = make("matching_pursuit")
     before = dictionary(tokens())
-    with pytest.raises(ValueError, match=f"can not be folded into a {name} dictionary"):
+    with pytest.raises(ValueError, match="can not be folded into a matching_pursuit dictionary"):
         dictionary.fold_affine(*_whitening(diagonal))
     assert dictionary(tokens()).equal(before)
 
@@ -244,7 +257,9 @@ def test_layer_norm_is_kept_and_undone(any_of, tokens, tmp_path, name, centred):
     assert flat.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["matching_pursuit", "topk", "gated", "matryoshka", "relu_crosscoder", "topk_archetypal"])
+@pytest.mark.parametrize(
+    "name", ["matching_pursuit", "topk", "gated", "matryoshka", "relu_crosscoder", "topk_archetypal"]
+)
 def test_a_linear_map_may_be_kept_instead(make, tokens, tmp_path, name):
     mean, matrix, inverse = _whitening(diagonal=False)
     for centred in (True, False):

@@ -26,7 +26,9 @@ def test_forward_is_strict_at_the_threshold(jumprelu):
 @pytest.mark.parametrize("shape", [(40, 4), (5, 8, 4), (2, 4, 5, 4)])
 def test_both_gradients_are_the_papers_kernel(jumprelu, shape):
     generator = torch.Generator().manual_seed(0)
-    offsets = torch.linspace(-0.4, 0.4, 40, dtype=torch.float64)[:, None] + 0.003  # both sides, in and out of the kernel
+    offsets = (
+        torch.linspace(-0.4, 0.4, 40, dtype=torch.float64)[:, None] + 0.003
+    )  # both sides, in and out of the kernel
     pre = (jumprelu.threshold.detach() + offsets).view(shape).requires_grad_()
     weights = torch.randn(shape, generator=generator, dtype=torch.float64)
     for read, of_theta, of_pre in (

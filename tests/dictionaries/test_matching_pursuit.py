@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -66,9 +67,7 @@ def test_every_step_and_every_gradient(make, tokens, seed, k, threshold, stop_on
 
     x = tokens(5, seed=seed).requires_grad_()
     rows, bias = dictionary.W_dec, dictionary.b_dec
-    plain = [
-        _pursue_by_loops(rows, token - bias if centred else token, k, threshold, stop_on_repeat) for token in x
-    ]
+    plain = [_pursue_by_loops(rows, token - bias if centred else token, k, threshold, stop_on_repeat) for token in x]
     f = _codes([steps for steps, _ in plain], 10)
     x_hat = f @ rows + (bias if centred else 0)
     expected = torch.autograd.grad(objective(f, x_hat), (x, rows, bias), materialize_grads=True)
@@ -87,9 +86,9 @@ def test_every_step_and_every_gradient(make, tokens, seed, k, threshold, stop_on
     rounding = bool(((pursuit.values > 0) & (pursuit.values < NOTHING)).any())
     for one, two, gradient in zip(found, sparse, expected, strict=True):
         for got in (one, two):
-            difference = got - gradient
+            difference = (got - gradient).detach()
             if rounding and got.shape == rows.shape:
-                difference = difference - (difference * rows).sum(-1, keepdim=True) * rows
+                difference = difference - (difference * rows.detach()).sum(-1, keepdim=True) * rows.detach()
             assert float(difference.abs().max()) < 1e-10 * (1 + float(gradient.abs().max()))
 
     assert pursuit.indices.shape == pursuit.values.shape == (5, k)
@@ -97,7 +96,12 @@ def test_every_step_and_every_gradient(make, tokens, seed, k, threshold, stop_on
     for b, (steps, residual) in enumerate(plain):
         taken = len(steps)
         assert pursuit.indices[b, :taken].tolist() == [i for i, _ in steps]
-        torch.testing.assert_close(pursuit.values[b, :taken], torch.stack([v for _, v in steps] or [x.new_zeros(())])[:taken], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(
+            pursuit.values[b, :taken],
+            torch.stack([v for _, v in steps] or [x.new_zeros(())])[:taken],
+            rtol=1e-10,
+            atol=1e-12,
+        )
         assert not (pursuit.values[b, taken:] >= NOTHING).any()
         torch.testing.assert_close(pursuit.residual[b], residual, rtol=1e-11, atol=1e-12)
 
@@ -117,6 +121,7 @@ def test_the_gradient_is_that_of_finite_differences(make, tokens):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 5e-6)])
 @pytest.mark.parametrize("stop_on_repeat", [False, True])
+@torch.no_grad()
 def test_energy_is_accounted_for_at_every_step(make, tokens, dtype, tolerance, stop_on_repeat):
     dictionary = make(
         "matching_pursuit", d_in=24, d_sae=64, k=24, stop_on_repeat=stop_on_repeat, residual_threshold=0.0, dtype=dtype
@@ -138,6 +143,7 @@ def test_energy_is_accounted_for_at_every_step(make, tokens, dtype, tolerance, s
     assert dictionary.pursue(x).values.ge(0).all()
 
 
+@torch.no_grad()
 def test_a_row_that_was_taken_is_orthogonal_to_what_is_left(make, tokens):
     dictionary = make("matching_pursuit", d_sae=20, residual_threshold=0.0)
     for k in (1, 2, 3):
@@ -157,7 +163,7 @@ def test_the_number_of_steps_can_be_changed_at_inference(make, tokens):
         assert ((f > 0).sum(-1) <= k).all()
         errors.append((x - dictionary.decode(f)).square().sum(-1))
         assert torch.equal(f, dictionary.encode(x)) == (k == 3)
-    for fewer, more in zip(errors, errors[1:], strict=False):
+    for fewer, more in itertools.pairwise(errors):
         assert (more <= fewer + 1e-12).all()
     assert (errors[-1] < 0.5 * errors[2]).float().mean() > 0.5
     for k in (0, -1):

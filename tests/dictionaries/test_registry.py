@@ -21,16 +21,14 @@ from saescope.dictionaries import (
     save_dictionary,
 )
 
-
-@pytest.fixture(autouse=True)
-def own_registry(monkeypatch):
-    """What a test registers is gone after it."""
-    monkeypatch.setattr("saescope.dictionaries.base._ARCHITECTURES", architectures())
+pytestmark = pytest.mark.usefixtures("own_registry")
 
 
 def test_ours_are_known_by_name():
-    assert architectures() == {"relu": ReLU, "topk": TopK}
-    assert architecture("topk") is TopK
+    assert architectures()["relu"] is ReLU
+    for name, cls in architectures().items():
+        assert architecture(name) is cls
+        assert cls.architecture == name
     assert (ReLU.architecture, ReLU.saelens_name) == ("relu", "standard")
     assert (TopK.architecture, TopK.saelens_name) == ("topk", "topk")
 
@@ -40,14 +38,15 @@ def test_the_registry_that_is_given_out_is_a_copy():
     assert architecture("relu") is ReLU
 
 
-@pytest.mark.parametrize(("name", "near"), [("topp", "'topk'"), ("rellu", "'relu'"), ("TopK", "'topk'")])
+@pytest.mark.parametrize(("name", "near"), [("topp", "topk"), ("rellu", "relu"), ("TopK", "topk")])
 def test_an_unknown_name_is_answered_with_the_nearest(name, near):
-    with pytest.raises(ValueError, match=rf"unknown architecture '{name}': did you mean {near}\? known are relu, topk"):
+    known = ", ".join(sorted(architectures()))
+    with pytest.raises(ValueError, match=rf"architecture '{name}': did you mean '{near}'.*\? known are {known}$"):
         architecture(name)
 
 
 def test_a_name_like_no_other_gets_the_list():
-    with pytest.raises(ValueError, match="unknown architecture 'zzz': known are relu, topk"):
+    with pytest.raises(ValueError, match=r"unknown architecture 'zzz': known are abs_topk, .*, transcoder$"):
         architecture("zzz")
 
 
@@ -104,6 +103,22 @@ def test_files_of_one_name_are_opened_by_one_class():
     with pytest.raises(ValueError, match=r"ReLU opens the files named 'standard'; .*'saescope/other'"):
         register("other", saelens_name="standard")(Other)
     assert "other" not in architectures()
+
+
+def test_a_file_of_several_classes_is_opened_by_the_one_that_owns_the_name():
+    @register("mine", written_as="topk")
+    class Mine(TopK):
+        pass
+
+    assert (Mine.saelens_name, Mine.opens_saelens_name) == ("topk", False)
+    assert TopK.opens_saelens_name
+    openers: dict[str, list[str]] = {}
+    for name, cls in architectures().items():
+        if cls.opens_saelens_name:
+            openers.setdefault(cls.saelens_name, []).append(name)
+    assert openers["topk"] == ["topk"]
+    assert openers["jumprelu"] == ["jumprelu"]
+    assert all(len(names) == 1 for names in openers.values())
 
 
 def test_a_class_may_be_defined_again_as_a_notebook_cell_does():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import struct
@@ -97,7 +98,7 @@ def test_cfg_json_has_the_keys_of_saelens_6(tmp_path, architecture, own):
         "model_name": "gpt2",
         "hook_name": "blocks.8.hook_resid_pre",
         "context_size": 128,
-        "saescope": {"version": "0.1"},
+        "saescope": {"architecture": architecture, "version": "0.1"},
     }
 
 
@@ -132,10 +133,10 @@ def test_nothing_is_pickled(tmp_path):
         assert not data.startswith((b"\x80", b"PK")), name  # a pickle, a zip of pickles
 
 
-def test_metadata_comes_back_with_an_empty_part_of_ours(tmp_path):
+def test_metadata_comes_back_with_a_part_of_ours(tmp_path):
     save_dictionary(_dictionary(), tmp_path / "d", metadata={"model_name": "m"})
     assert read_metadata(tmp_path / "d")["model_name"] == "m"
-    assert read_metadata(tmp_path / "d")["saescope"] == {}
+    assert read_metadata(tmp_path / "d")["saescope"] == {"architecture": "topk"}
     _edit(tmp_path / "d", metadata=None)
     assert read_metadata(tmp_path / "d") == {"saescope": {}}
     assert load_dictionary(tmp_path / "d").d_sae == D_SAE
@@ -248,18 +249,26 @@ def _edit(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"architecture": "jumprelu"}, "architecture 'jumprelu'; this version opens standard, topk"),
-        ({"architecture": ...}, "architecture None; this version opens standard, topk"),
+        ({"architecture": "temporal"}, "architecture 'temporal'; this version opens "),
+        ({"architecture": "topkk"}, "architecture 'topkk'; this version opens topk"),
+        ({"architecture": ...}, "architecture None; this version opens .*standard, topk"),
+        ({"architecture": "saescope/batch_topk"}, "architecture 'saescope/batch_topk'; this version opens"),
+        ({"architecture": ["topk"]}, r"architecture \['topk'\]; this version opens"),
         (
             {"activation_fn": "relu"},
             r"needs \['d_in', 'd_sae', 'k'\]; missing \[\], not understood \['activation_fn'\]",
         ),
         ({"k": ...}, r"missing \['k'\]"),
         ({"d_sae": ..., "dsae": 5}, r"missing \['d_sae'\], not understood \['dsae'\]"),
-        ({"normalize_activations": "layer_norm"}, "normalize_activations = 'layer_norm'; only 'none'"),
+        (
+            {"normalize_activations": "constant_norm_rescale"},
+            "'constant_norm_rescale' can not be opened so far; known are",
+        ),
+        ({"normalize_activations": None}, "normalize_activations = None can not be opened"),
         ({"normalize_activations": "expected_average_only_in"}, "normalize_activations = 'expected_average_only_in'"),
         ({"reshape_activations": "hook_z"}, "reshape_activations = 'hook_z'; only 'none'"),
-        ({"apply_b_dec_to_input": False}, "apply_b_dec_to_input = False; only True"),
+        ({"apply_b_dec_to_input": "no"}, "apply_b_dec_to_input"),
+        ({"apply_b_dec_to_input": None}, "apply_b_dec_to_input"),
         ({"rescale_acts_by_decoder_norm": True}, "rescale_acts_by_decoder_norm"),
         ({"k": 6}, "cfg.json can not be used: k must be .*d_sae = 5, got 6"),
         ({"k": "2"}, "cfg.json can not be used: k must be a whole number"),
@@ -321,6 +330,18 @@ def test_truncated_weights_are_named(tmp_path, size):
         load_dictionary(tmp_path / "d")
 
 
+@pytest.mark.parametrize(
+    "metadata", [[1], "words", {"saescope": "words"}, {"saescope": {"architecture": ["topk"]}}, {"saescope": [1]}]
+)
+def test_a_strangers_metadata_stops_nobody(tmp_path, metadata):
+    """The file's own name for its architecture is enough: a note that is none is no note, or a ValueError."""
+    save_dictionary(_dictionary(), tmp_path / "d")
+    _edit(tmp_path / "d", metadata=metadata)
+    for read in (load_dictionary, read_metadata):
+        with contextlib.suppress(ValueError):
+            read(tmp_path / "d")
+
+
 def test_tensors_of_a_wrong_shape_number_or_dtype_are_refused(tmp_path):
     save_dictionary(_dictionary(), tmp_path / "d")
     path = tmp_path / "d" / "sae_weights.safetensors"
@@ -332,7 +353,7 @@ def test_tensors_of_a_wrong_shape_number_or_dtype_are_refused(tmp_path):
         {key: value for key, value in good.items() if key != "b_dec"},
     ):
         save_file(bad, path)
-        with pytest.raises(ValueError, match=r"should hold \{'W_enc': \[3, 5\].*but holds \{"):
+        with pytest.raises(ValueError, match=r"should hold \{.*'W_enc': \[3, 5\].*but holds \{"):
             load_dictionary(tmp_path / "d")
     for bad in ({**good, "b_enc": good["b_enc"].half()}, {key: value.int() for key, value in good.items()}):
         save_file(bad, path)

@@ -40,7 +40,9 @@ def test_the_formula(make, tokens, host, skip, d_out):
     expected = torch.zeros(7, d_out, dtype=torch.float64)
     for b in range(7):
         for j in range(d_out):
-            expected[b, j] = dictionary.b_dec[j].detach() + sum(f[b, i] * dictionary.W_dec[i, j] for i in range(10)).detach()
+            expected[b, j] = (
+                dictionary.b_dec[j].detach() + sum(f[b, i] * dictionary.W_dec[i, j] for i in range(10)).detach()
+            )
             if skip:
                 expected[b, j] += sum(x[b, i] * dictionary.W_skip[j, i].detach() for i in range(6))
     torch.testing.assert_close(dictionary(x).detach(), expected, rtol=1e-12, atol=1e-12)

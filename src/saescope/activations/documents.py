@@ -3,12 +3,13 @@
 A source is named in one place (``DatasetConfig.name``) and read lazily as documents:
 
 * ``bundled``: the standard library's source files (``models/bundled/corpus.py``);
-* a file: ``.jsonl``, ``.json``, ``.parquet``, ``.arrow`` or ``.csv`` is a table with a text column, any other one document;
+* a file: ``.jsonl``, ``.json``, ``.parquet``, ``.arrow`` or ``.csv`` is a table with a text column, any other one
+  document;
 * a folder: a data set saved by ``datasets`` (``save_to_disk``), or every file below it as above;
 * otherwise a hub id (``org/name``), streamed.
 
-Hub data sets and a saved ``DatasetDict`` have splits of their own. Everything else gets the same two as the bundled corpus:
-``held_out`` is one document in ten by a hash of its name, ``train`` the others, ``all`` both.
+Hub data sets and a saved ``DatasetDict`` have splits of their own. Everything else gets the same two as the bundled
+corpus: ``held_out`` is one document in ten by a hash of its name, ``train`` the others, ``all`` both.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Tokens to activations: an endless, seeded, resumable stream of shuffled batches.
 
-Each pass over the text visits the windows in a new random order. A block of windows goes through the model and fills the
-shuffle buffer; the buffer is permuted once and handed out in batches of exactly ``batch_size_tokens``; the rest that is no
-full batch opens the next block. Blocks are equal parts of a pass, as large as ``buffer_size_tokens`` allows: every batch is
-a random sample of as many tokens as the log states. The stream's position is three numbers and less than one batch of
-left-over activations.
+Each pass over the text visits the windows in a new random order. A block of windows goes through the model and fills
+the shuffle buffer; the buffer is permuted once and handed out in batches of exactly ``batch_size_tokens``; the rest
+that is no full batch opens the next block. Blocks are equal parts of a pass, as large as ``buffer_size_tokens`` allows:
+every batch is a random sample of as many tokens as the log states. The stream's position is three numbers and less than
+one batch of left-over activations.
 
 T  tokens in a batch, d  width of a hook point.
 """
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from saescope.activations.windows import TokenWindows
+from saescope.training import TrainingBatch
 
 if TYPE_CHECKING:
     from saescope.models import LanguageModel
@@ -163,27 +164,73 @@ class ActivationStream(Iterator[ActivationBatch]):
         self._carry = ActivationBatch(values, state["carry.positions"])
         self._buffer = None
 
-    def at(self, hook_point: str) -> OneHookPoint:
+    def at(self, hook_point: str) -> View:
         """The stream of one hook point's activations alone, as ``saescope.train`` takes it."""
-        return OneHookPoint(self, hook_point)
+        return View(self, [hook_point])
+
+    def pair(self, hook_point: str, hook_point_out: str) -> View:
+        """Inputs at one hook point with what a transcoder is to rebuild from them at another."""
+        return View(self, [hook_point], hook_point_out)
+
+    def joined(self, hook_points: Sequence[str]) -> View:
+        """Activations of several hook points side by side, as a crosscoder reads them."""
+        return View(self, hook_points)
 
 
-class OneHookPoint(Iterator[Tensor]):
-    """Batches ``[T, d]`` of one hook point; resumable like the stream behind it."""
+class View(Iterator[Tensor | TrainingBatch]):
+    """What one dictionary trains on, out of a stream; resumable like the stream behind it.
 
-    def __init__(self, stream: ActivationStream, hook_point: str) -> None:
-        if hook_point not in stream.hook_points:
-            raise ValueError(f"the stream reads {', '.join(stream.hook_points)}, not {hook_point}")
-        self.stream, self.hook_point = stream, hook_point
+    Gives tensors ``[T, d]`` (hook points side by side where there are several), or a :class:`TrainingBatch` with a
+    target.
+    """
 
-    def __next__(self) -> Tensor:
-        return next(self.stream).values[self.hook_point]
+    def __init__(self, stream: ActivationStream, hook_points: Sequence[str], target: str | None = None) -> None:
+        for name in (*hook_points, *([target] if target else [])):
+            if name not in stream.hook_points:
+                raise ValueError(f"the stream reads {', '.join(stream.hook_points)}, not {name}")
+        self.stream, self.hook_points, self.target = stream, list(hook_points), target
+
+    def __next__(self) -> Tensor | TrainingBatch:
+        values = next(self.stream).values
+        x = torch.cat([values[name] for name in self.hook_points], dim=-1)
+        return x if self.target is None else TrainingBatch(x, values[self.target])
 
     def state_dict(self) -> dict[str, Any]:
         return self.stream.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.stream.load_state_dict(state)
+
+
+class SideBySide(Iterator[Tensor]):
+    """Activations of the same tokens from several streams side by side: one crosscoder for several models.
+
+    The streams must visit the same windows in the same order (same text, tokenizer, seed, batch and buffer size); every
+    batch is checked to be of the same tokens.
+    """
+
+    def __init__(self, streams: Sequence[ActivationStream]) -> None:
+        self.streams = list(streams)
+        if not self.streams:
+            raise ValueError("nothing to put side by side: give at least one stream")
+
+    def __next__(self) -> Tensor:
+        batches = [next(stream) for stream in self.streams]
+        first = batches[0].positions
+        if any(not batch.positions.equal(first) for batch in batches):
+            raise ValueError(
+                "the streams do not give the same tokens; they need the same windows, seed, batch size and buffer size"
+            )
+        device = next(iter(batches[0].values.values())).device
+        return torch.cat([values.to(device) for batch in batches for values in batch.values.values()], dim=-1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {f"{i}.{key}": v for i, stream in enumerate(self.streams) for key, v in stream.state_dict().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for i, stream in enumerate(self.streams):
+            own = f"{i}."
+            stream.load_state_dict({key.removeprefix(own): v for key, v in state.items() if key.startswith(own)})
 
 
 def _slice(batch: ActivationBatch, start: int, stop: int | None) -> ActivationBatch:

@@ -16,7 +16,7 @@ from saescope.activations import TokenWindows
 from saescope.analysis.firings import FiringTable, Peak, collect_firings, top_windows
 from saescope.analysis.labelling import label_features
 from saescope.analysis.logits import logit_effects
-from saescope.dictionaries import Dictionary
+from saescope.dictionaries import AbsTopK, Crosscoder, Dictionary
 from saescope.models.hook_points import HookPointError
 from saescope.models.token_text import token_texts, vocabulary_texts
 from saescope.store import DictionaryRecord, Example, FeatureRecord, Histogram, Label, Store, TokenLogit, Window
@@ -51,6 +51,7 @@ def analyze(
     *,
     name: str,
     store: Store,
+    hook_point_out: str | None = None,
     held_out: TokenWindows | None = None,
     config: AnalysisConfig | None = None,
     dataset: str = "",
@@ -62,11 +63,13 @@ def analyze(
     """Analyse a dictionary on ``windows`` and write its features to ``store`` under ``name``.
 
     Args:
+        hook_point_out: where the decoder rows of a transcoder write; their logit effects are taken from there.
         held_out: text on which labels are measured; without it labels carry no precision and no lift.
         metrics: numbers of the evaluation, kept with the record.
         overwrite: replace what the store holds under this name.
         on_progress: called with (what is being done, done, in all).
     """
+    _refuse_what_is_not_there_yet(dictionary)
     config = config or AnalysisConfig()
     report = on_progress or (lambda what, done, total: None)
     if not overwrite and any(record.name == name for record in store.dictionaries()):
@@ -74,7 +77,7 @@ def analyze(
 
     details = dict(details or {})
     try:
-        unembedding = unembedding_for(model, hook_point)
+        unembedding = unembedding_for(model, hook_point_out or hook_point)
     except ValueError as why:  # everything else can be said of such a dictionary all the same
         unembedding, details["no_logit_effects"] = None, str(why)
 
@@ -121,6 +124,18 @@ def analyze(
         overwrite=overwrite,
     )
     return record
+
+
+def _refuse_what_is_not_there_yet(dictionary: Dictionary) -> None:
+    if isinstance(dictionary, Crosscoder):
+        raise ValueError(
+            "crosscoders can be trained and evaluated; what their features do in each source can not be analysed yet"
+        )
+    if isinstance(dictionary, AbsTopK):
+        raise ValueError(
+            f"features of a {dictionary.architecture} dictionary fire in two directions, which the analysis can not "
+            "tell apart yet; train a topk dictionary to look at features"
+        )
 
 
 def histogram(values: np.ndarray, num_bins: int) -> Histogram:

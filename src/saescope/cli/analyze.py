@@ -19,6 +19,9 @@ def analyze(
     dataset: Annotated[str | None, typer.Option(help="Data set, if not the one of its run.")] = None,
     column: Annotated[str | None, typer.Option(help="Column that holds the text. [default: text]")] = None,
     num_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to analyze. [default: the run's]")] = None,
+    plugin: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Python file that registers an architecture of your own.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the name in the store.")] = False,
 ) -> None:
     """Read a text through a dictionary and store what each feature does: numbers, contexts, logits, a label."""
@@ -27,11 +30,13 @@ def analyze(
     from rich.console import Console
 
     from saescope.cli.folders import find_dictionary
+    from saescope.cli.plugin import load_plugins
     from saescope.cli.run import analyze_run, load_model, load_windows
     from saescope.cli.setting import setting_of
     from saescope.dictionaries import load_dictionary, read_metadata
     from saescope.store import Store
 
+    load_plugins(plugin)
     path = find_dictionary(dictionary)
     setting = setting_of(path, read_metadata(path), model=model, hook_point=hook_point, dataset=dataset, column=column)
     if num_tokens:

@@ -52,7 +52,7 @@ def demo(
 
     console.print(Rule("2  evaluate on held-out text", align="left"))
     held_out = load_windows(model, config.held_out_dataset(), config.windows, console)
-    evaluation = evaluate_run(dictionary, model, held_out, config.hook_point, config.evaluation.num_tokens, console)
+    evaluation = evaluate_run(dictionary, model, held_out, setting, config.evaluation.num_tokens, console)
     numbers = numbers_of(evaluation, metadata)
     rows = verdicts(numbers)
     write_evaluation(folder.evaluation, numbers, setting)

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from saescope.activations import DatasetConfig, StreamConfig, WindowConfig
 from saescope.activations.documents import has_own_splits
 from saescope.analysis import AnalysisConfig
-from saescope.dictionaries import Dictionary, architecture
+from saescope.dictionaries import Crosscoder, Dictionary, Transcoder, architecture
 from saescope.training import TrainingConfig, loss_config_type, loss_for
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -45,9 +45,11 @@ class RunConfig:
     """A whole run: what to read, what to train, how to judge it."""
 
     name: str  # of the dictionary in the store
-    hook_point: str
     training: TrainingConfig
     dictionary: dict[str, Any]  # architecture, d_sae, and what the architecture asks for
+    hook_point: str = ""  # where the dictionary reads
+    hook_point_out: str = ""  # what a transcoder rebuilds
+    hook_points: tuple[str, ...] = ()  # the sources of a crosscoder, in the place of hook_point
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
@@ -73,11 +75,33 @@ class RunConfig:
             )
         return replace(self.dataset, split="held_out")
 
-    def build_dictionary(self, d_in: int) -> Dictionary:
-        """A fresh dictionary for activations of width ``d_in``."""
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Where the dictionary reads: one hook point, or the sources of a crosscoder."""
+        return self.hook_points or (self.hook_point,)
+
+    def build_dictionary(self, widths: Mapping[str, int]) -> Dictionary:
+        """A fresh dictionary for hook points of these widths."""
         settings = dict(self.dictionary)
         cls = architecture(settings.pop("architecture"))
-        return cls(_checked(cls.Config, {"d_in": d_in, **settings}, "dictionary"), seed=self.seed)
+        settings["d_in"] = sum(widths[name] for name in self.reads)
+        if issubclass(cls, Crosscoder):
+            settings["source_widths"] = tuple(widths[name] for name in self.reads)
+        if issubclass(cls, Transcoder):
+            settings["d_out"] = widths[self.hook_point_out]
+        return cls(_checked(cls.Config, settings, "dictionary"), seed=self.seed)
+
+    def check_hook_points(self, source: str) -> None:
+        """ValueError where the hook points named are not those that the architecture asks for."""
+        cls = architecture(self.dictionary["architecture"])
+        name = self.dictionary["architecture"]
+        if issubclass(cls, Crosscoder):
+            if self.hook_point or self.hook_point_out or len(self.hook_points) < 2:
+                raise ValueError(f"{source}: {name} reads several hook points; name them as hook_points = [...] alone")
+        elif self.hook_points or not self.hook_point:
+            raise ValueError(f"{source}: hook_point is missing; name the one that {name} reads")
+        elif issubclass(cls, Transcoder) != bool(self.hook_point_out):
+            raise ValueError(f"{source}: hook_point_out goes with transcoders, and with them alone; this is {name}")
 
     def as_dict(self) -> dict[str, Any]:
         """The resolved run as plain values, for the record."""
@@ -112,7 +136,9 @@ def run_from_dict(data: Mapping[str, Any], source: str) -> RunConfig:
     run = _checked(RunConfig, data, source)
     if "architecture" not in run.dictionary:
         raise ValueError(f'{source}: [dictionary] needs an architecture, for example architecture = "topk"')
-    dictionary = run.build_dictionary(d_in=1)  # the width is not known yet; all else is checked now
+    run.check_hook_points(source)
+    # widths are not known yet; all else is checked now
+    dictionary = run.build_dictionary(dict.fromkeys((*run.reads, run.hook_point_out), 1))
     _checked(loss_config_type(type(dictionary)), run.loss, f"{source}, [loss]")
     loss_for(dictionary, run.loss)
     return run

@@ -53,21 +53,21 @@ def train_run(
 ) -> tuple[LanguageModel, TokenWindows]:
     """Train the dictionary of a run into its folder; gives back the parts that later steps use again."""
     model = load_model(config.model)
-    d_in = model.width(config.hook_point)
-    dictionary = config.build_dictionary(d_in)
+    hook_points = [*config.reads, *([config.hook_point_out] if config.hook_point_out else [])]
+    dictionary = config.build_dictionary({name: model.width(name) for name in hook_points})
     windows = load_windows(model, config.dataset, _bounded(config), console)
     stream = ActivationStream(
         model,
         windows,
-        [config.hook_point],
+        hook_points,
         batch_size_tokens=config.training.batch_size_tokens,
         config=config.stream,
         seed=config.seed,
     )
     passes = config.training.num_tokens / windows.num_tokens
     console.print(
-        f"{config.dictionary['architecture']} dictionary, {config.dictionary['d_sae']:,} features of width {d_in}, "
-        f"at {config.hook_point} of {model.name}\n"
+        f"{config.dictionary['architecture']} dictionary, {dictionary.d_sae:,} features of width {dictionary.d_in}, "
+        f"at {' to '.join(hook_points) if config.hook_point_out else ' and '.join(hook_points)} of {model.name}\n"
         f"{config.training.num_steps:,} steps of {config.training.batch_size_tokens:,} tokens: "
         f"{passes:.2f} passes over {windows.num_tokens:,} tokens from {len(windows.documents):,} documents\n"
         f"{stream.mixing()}",
@@ -76,12 +76,15 @@ def train_run(
     )
     metadata = {
         "model_name": config.model.name,
-        "hook_name": config.hook_point,
-        "hf_hook_name": model.hook_point(config.hook_point).canonical,
+        "hook_name": ", ".join(config.reads),
+        "hf_hook_name": ", ".join(model.hook_point(name).canonical for name in config.reads),
         "dataset_path": config.dataset.name,
         "context_size": config.windows.context_size,
         "prepend_bos": config.windows.prepend_bos,
     }
+    if config.hook_point_out:
+        metadata["hook_name_out"] = config.hook_point_out
+        metadata["hf_hook_name_out"] = model.hook_point(config.hook_point_out).canonical
     remark = ""
 
     def on_metrics(metrics: StepMetrics) -> None:
@@ -95,14 +98,14 @@ def train_run(
             size = config.training.batch_size_tokens
             result = train(
                 dictionary,
-                stream.at(config.hook_point),
+                stream.pair(*hook_points) if config.hook_point_out else stream.joined(hook_points),
                 config.training,
                 loss=loss_for(dictionary, config.loss),
                 folder=folder.path,
                 resume=resume,
                 on_metrics=on_metrics,
                 on_step=lambda done, total: update(done * size, total * size, remark),
-                source=config.hook_point,
+                source=" and ".join(hook_points),
                 metadata=metadata,
             )
     except KeyboardInterrupt:
@@ -126,7 +129,7 @@ def evaluate_run(
     dictionary: Dictionary,
     model: LanguageModel,
     held_out: TokenWindows,
-    hook_point: str,
+    setting: Setting,
     num_tokens: int,
     console: Console,
 ) -> Evaluation:
@@ -135,7 +138,8 @@ def evaluate_run(
             dictionary,
             model,
             held_out,
-            hook_point,
+            setting.reads,
+            hook_point_out=setting.hook_point_out or None,
             num_tokens=num_tokens,
             on_progress=lambda done, total: update(done, total, ""),
         )
@@ -155,7 +159,12 @@ def write_evaluation(path: Path, numbers: dict[str, float], setting: Setting) ->
     assert setting.held_out is not None
     path.parent.mkdir(parents=True, exist_ok=True)
     finite = {key: None if math.isnan(value) else value for key, value in numbers.items()}
-    context = {"model": setting.model.name, "hook_point": setting.hook_point, "held_out": vars(setting.held_out)}
+    context = {
+        "model": setting.model.name,
+        "hook_point": ", ".join(setting.reads),
+        **({"hook_point_out": setting.hook_point_out} if setting.hook_point_out else {}),
+        "held_out": vars(setting.held_out),
+    }
     beside = path.with_name(path.name + ".partial")
     beside.write_text(json.dumps({**finite, "context": context}, indent=1) + "\n")
     beside.replace(path)
@@ -188,7 +197,8 @@ def analyze_run(
             dictionary,
             model,
             windows,
-            setting.hook_point,
+            ", ".join(setting.reads),
+            hook_point_out=setting.hook_point_out or None,
             name=name,
             store=store,
             held_out=held_out,

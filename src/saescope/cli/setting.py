@@ -17,7 +17,8 @@ class Setting:
     """Model, hook point, texts and amounts for evaluation and analysis."""
 
     model: ModelConfig
-    hook_point: str
+    reads: tuple[str, ...]  # one hook point, or the sources of a crosscoder
+    hook_point_out: str = ""  # what a transcoder rebuilds
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     held_out: DatasetConfig | None = None
     windows: WindowConfig = field(default_factory=WindowConfig)
@@ -47,7 +48,8 @@ def setting_of(
         own_splits = run.held_out is None and has_own_splits(run.dataset.name)
         setting = Setting(
             model=run.model,
-            hook_point=run.hook_point,
+            reads=run.reads,
+            hook_point_out=run.hook_point_out,
             dataset=run.dataset,
             held_out=None if own_splits else run.held_out_dataset(),
             windows=run.windows,
@@ -64,7 +66,8 @@ def setting_of(
         name = str(metadata.get("dataset_path") or BUNDLED)
         setting = Setting(
             model=ModelConfig(name=found_model),
-            hook_point=found_hook,
+            reads=tuple(str(found_hook).split(", ")),
+            hook_point_out=str(metadata.get("hook_name_out") or ""),
             dataset=DatasetConfig(name=name),
             held_out=None if has_own_splits(name) else DatasetConfig(name=name, split="held_out"),
             windows=windows,
@@ -72,7 +75,7 @@ def setting_of(
     if model:
         setting = replace(setting, model=replace(setting.model, name=model))
     if hook_point:
-        setting = replace(setting, hook_point=hook_point)
+        setting = replace(setting, reads=tuple(hook_point.split(",")))
     if dataset or split or column:
         text = setting.dataset if not dataset else DatasetConfig(name=dataset)
         text = replace(text, column=column or text.column)

@@ -16,6 +16,9 @@ def train(
     override: Annotated[
         list[str] | None, typer.Option("-o", "--set", metavar="KEY=VALUE", help="Override, e.g. training.lr=1e-3.")
     ] = None,
+    plugin: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Python file that registers an architecture of your own.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
 ) -> None:
@@ -26,9 +29,11 @@ def train(
     from rich.console import Console
 
     from saescope.cli.folders import prepare_folder
+    from saescope.cli.plugin import load_plugins
     from saescope.cli.recipe import load_recipe
     from saescope.cli.run import train_run
 
+    load_plugins(plugin)
     config = load_recipe(recipe, override or [])
     folder = prepare_folder(output or Path("runs") / config.name, config.as_dict(), overwrite=overwrite, resume=resume)
     console = Console()

@@ -1,15 +1,16 @@
 """How good a dictionary is: reconstruction, sparsity, and what the model loses when it reads reconstructions.
 
-One mask rules everything: the tokens that are neither special nor padding. Only there are activations measured, replaced
-by reconstructions, or ablated, and only there are losses counted; special tokens keep their own activations in every pass.
-So a dictionary that answers zero recovers exactly nothing against zero ablation, and a perfect one recovers everything.
+One mask rules everything: the tokens that are neither special nor padding. Only there are activations measured,
+replaced by reconstructions, or ablated, and only there are losses counted; special tokens keep their own activations in
+every pass. So a dictionary that answers zero recovers exactly nothing against zero ablation, and a perfect one recovers
+everything.
 
 B  windows, T  tokens in a window, V  vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saescope.activations import TokenWindows, WindowBatch
-from saescope.dictionaries import Dictionary
+from saescope.dictionaries import Dictionary, Transcoder
 from saescope.metrics import FiringMeter, Reconstruction, ReconstructionMeter, Sparsity, loss_recovered
 
 if TYPE_CHECKING:
@@ -94,8 +95,9 @@ def evaluate(
     dictionary: Dictionary,
     model: LanguageModel,
     windows: TokenWindows,
-    hook_point: str,
+    hook_point: str | Sequence[str],
     *,
+    hook_point_out: str | None = None,
     num_tokens: int | None = None,
     batch_size_windows: int = 16,
     on_progress: Callable[[int, int], None] | None = None,
@@ -103,24 +105,23 @@ def evaluate(
     """Evaluate a dictionary on at most ``num_tokens`` tokens, in windows spread evenly over the text.
 
     Args:
+        hook_point: where the dictionary reads; of a crosscoder, the list of its sources.
+        hook_point_out: where a transcoder writes. Its reconstruction is compared with the activations there, and
+        spliced in there.
         on_progress: called with (batches done, batches in all), over both passes.
 
     Raises:
         ValueError: width or hook point do not fit, or there are no tokens.
     """
-    width = model.width(hook_point)
-    if width != dictionary.d_in:
-        raise ValueError(
-            f"the dictionary has d_in = {dictionary.d_in}, but {hook_point} of {model.name} has width {width}; "
-            "name the hook point that it was trained on"
-        )
+    sites = _Sites.of(dictionary, model, hook_point, hook_point_out)
     reconstruction, firing = ReconstructionMeter(), FiringMeter(dictionary.d_sae)
     batches = list(windows.evenly(num_tokens).in_order(batch_size_windows))
     total = 2 * len(batches) if model.is_causal else len(batches)
     for done, batch in enumerate(batches, start=1):
-        x = model.read(batch.ids, [hook_point], attention_mask=batch.attention)[hook_point][batch.keep].float()
+        read = model.read(batch.ids, [*sites.reads, *sites.writes], attention_mask=batch.attention)
+        x, y = (_joined([read[name] for name in names], batch.keep) for names in (sites.reads, sites.writes))
         codes = dictionary.encode_sparse(x)
-        reconstruction.update(x, dictionary.decode(codes))
+        reconstruction.update(y, dictionary.decode(codes, x))
         firing.update(codes.firings().feature, len(x))
         if on_progress:
             on_progress(done, total)
@@ -129,7 +130,7 @@ def evaluate(
         mean = reconstruction.mean.float()
         totals = torch.zeros(8, dtype=torch.float64)
         for done, batch in enumerate(batches, start=len(batches) + 1):
-            totals += _losses(dictionary, model, hook_point, batch, mean)
+            totals += _losses(dictionary, model, sites, batch, mean)
             if on_progress:
                 on_progress(done, total)
         loss = _model_loss(totals)
@@ -138,30 +139,75 @@ def evaluate(
     )
 
 
-def _losses(dictionary: Dictionary, model: LanguageModel, hook_point: str, batch: WindowBatch, mean: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class _Sites:
+    """Where a dictionary reads and where it writes: the same place, but for transcoders; several for crosscoders."""
+
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    widths: tuple[int, ...]  # of the places written to
+
+    @classmethod
+    def of(
+        cls, dictionary: Dictionary, model: LanguageModel, hook_point: str | Sequence[str], hook_point_out: str | None
+    ) -> _Sites:
+        reads = (hook_point,) if isinstance(hook_point, str) else tuple(hook_point)
+        if isinstance(dictionary, Transcoder) and hook_point_out is None:
+            raise ValueError("a transcoder rebuilds another hook point than it reads; name it as hook_point_out")
+        writes = reads if hook_point_out is None else (hook_point_out,)
+        for names, what, wanted in ((reads, "d_in", dictionary.d_in), (writes, "d_out", dictionary.d_out)):
+            width = sum(model.width(name) for name in names)
+            if width != wanted:
+                raise ValueError(
+                    f"the dictionary has {what} = {wanted}, but {', '.join(names)} of {model.name} has width {width}; "
+                    "name the hook point that it was trained on"
+                )
+        return cls(reads, writes, tuple(model.width(name) for name in writes))
+
+
+def _joined(activations: Sequence[Tensor], keep: Tensor) -> Tensor:
+    """Activations of the kept tokens, hook points side by side: ``[tokens, d]``, float32."""
+    return torch.cat([a[keep.to(a.device)].float() for a in activations], dim=-1)
+
+
+def _losses(dictionary: Dictionary, model: LanguageModel, sites: _Sites, batch: WindowBatch, mean: Tensor) -> Tensor:
     """Sums over a batch: [CE clean, spliced, zero, mean, KL spliced, zero, mean, predictions]."""
     mask = batch.keep[:, :-1] & batch.attention[:, 1:]  # [B, T-1]: a kept token that has a successor
     targets = batch.ids[:, 1:][mask].to(mean.device)
     keep, mask = batch.keep.to(mean.device), mask.to(mean.device)
+    seen: dict[str, Tensor] = {}
 
-    def splice(x: Tensor) -> Tensor:
-        out = x.clone()
-        out[keep] = dictionary.decode(dictionary.encode_sparse(x[keep].float())).to(x.dtype)
-        return out
+    def see(name: str) -> Callable[[Tensor], Tensor]:
+        def edit(x: Tensor) -> Tensor:
+            seen[name] = x
+            return x
 
-    def replace_by(value: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda x: torch.where(keep[..., None], value.to(x.dtype), x)
+        return edit
 
-    def log_probabilities(edit: Callable[[Tensor], Tensor] | None) -> Tensor:
-        edits = {hook_point: edit} if edit else None
+    def replace_by(values: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Edits that put ``values``, one row or one per kept token, at the places written to."""
+
+        def edit(value: Tensor) -> Callable[[Tensor], Tensor]:
+            def replace(x: Tensor) -> Tensor:
+                out = x.clone()
+                out[keep] = value.to(x.dtype)
+                return out
+
+            return replace
+
+        parts = values.split(sites.widths, dim=-1)
+        return {name: edit(part) for name, part in zip(sites.writes, parts, strict=True)}
+
+    def log_probabilities(edits: dict[str, Callable[[Tensor], Tensor]]) -> Tensor:
         logits = model.logits(batch.ids, attention_mask=batch.attention, edits=edits)
         return F.log_softmax(logits[:, :-1][mask].float(), dim=-1)  # [predictions, V]
 
-    clean = log_probabilities(None)
+    clean = log_probabilities({name: see(name) for name in sites.reads})
+    x = _joined([seen[name] for name in sites.reads], keep)
     found = [_cross_entropy(clean, targets)]
     divergences = []
-    for edit in (splice, replace_by(torch.zeros_like(mean)), replace_by(mean)):
-        changed = log_probabilities(edit)
+    for values in (dictionary.decode(dictionary.encode_sparse(x), x), torch.zeros_like(mean), mean):
+        changed = log_probabilities(replace_by(values))
         found.append(_cross_entropy(changed, targets))
         divergences.append(float((clean.exp() * (clean - changed)).sum(-1).double().sum()))
     return torch.tensor([*found, *divergences, len(targets)], dtype=torch.float64)

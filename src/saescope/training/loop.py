@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TextIO, cast, runtime_checkable
+from typing import Any, Protocol, TextIO, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -163,7 +163,7 @@ class Resumable(Protocol):
 
 def train(
     dictionary: Dictionary,
-    batches: Iterator[Tensor] | Iterator[TrainingBatch],
+    batches: Iterator[Tensor | TrainingBatch],
     config: TrainingConfig,
     *,
     loss: Loss | Callable[..., Tensor] | None = None,
@@ -260,7 +260,7 @@ class _Run:
     def __init__(
         self,
         dictionary: Dictionary,
-        batches: Iterator[Tensor] | Iterator[TrainingBatch],
+        batches: Iterator[Tensor | TrainingBatch],
         config: TrainingConfig,
         loss: Loss,
         folder: Path | None,
@@ -387,7 +387,7 @@ class _Run:
             raise ValueError(
                 f"{self.source} ended after {done} of {self.config.num_tokens} training tokens; give more text"
             )
-        batch = item if isinstance(item, TrainingBatch) else TrainingBatch(cast(Tensor, item))
+        batch = item if isinstance(item, TrainingBatch) else TrainingBatch(item)
         x = self.checked(batch.x, self.dictionary.d_in, "d_in")
         target = None
         if batch.target is not None:
