@@ -32,19 +32,22 @@ test-slow: $(STAMP)  ## kills, browsers, wheels: tests that take longer
 	$(TEST) -m slow
 
 lint: $(STAMP)  ## style, types, import contracts
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests reproductions
+	$(BIN)/ruff format --check src tests reproductions
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 docs: $(STAMP)  ## write docs/commands.md from the commands' own help
 	$(BIN)/python tests/docs/commands.py docs/commands.md
 
-reproduce: $(STAMP)  ## train the bundled model again (one to two hours)
+reproduce: $(STAMP)  ## small published results, run again; what has not changed is skipped
+	$(BIN)/python -m reproductions
+
+bundled-model: $(STAMP)  ## train the bundled model again (one to two hours)
 	$(BIN)/python -m saescope.models.bundled.train runs/bundled
 	$(BIN)/python -m saescope.models.bundled.card runs/bundled
 
 bench: $(STAMP)  ## how fast training and analysis run here
 	$(BIN)/python benchmarks/walk.py
 
-.PHONY: help install demo test test-slow lint docs reproduce bench
+.PHONY: help install demo test test-slow lint docs reproduce bundled-model bench

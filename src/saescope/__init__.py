@@ -13,22 +13,59 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from saescope.activations import ActivationStream, TokenWindows, WindowConfig, read_documents
     from saescope.analysis import analyze
-    from saescope.dictionaries import Dictionary, ReLU, TopK, load_dictionary
+    from saescope.dictionaries import (
+        AbsTopK,
+        BatchTopK,
+        Dictionary,
+        DictionaryConfig,
+        Gated,
+        JumpReLU,
+        MatchingPursuit,
+        Matryoshka,
+        Ordered,
+        ReLU,
+        TopK,
+        archetypal,
+        architecture,
+        architectures,
+        crosscoder,
+        load_dictionary,
+        register,
+        save_dictionary,
+        transcoder,
+    )
     from saescope.evaluation import evaluate
     from saescope.models import LanguageModel
     from saescope.store import Store
-    from saescope.training import TrainingConfig, train
+    from saescope.training import TrainingBatch, TrainingConfig, register_loss, train
     from saescope.web import write_report
 
 _HOMES = {
-    "LanguageModel": "saescope.models",
+    "AbsTopK": "saescope.dictionaries",
+    "BatchTopK": "saescope.dictionaries",
     "Dictionary": "saescope.dictionaries",
+    "DictionaryConfig": "saescope.dictionaries",
+    "Gated": "saescope.dictionaries",
+    "JumpReLU": "saescope.dictionaries",
+    "MatchingPursuit": "saescope.dictionaries",
+    "Matryoshka": "saescope.dictionaries",
+    "Ordered": "saescope.dictionaries",
     "ReLU": "saescope.dictionaries",
     "TopK": "saescope.dictionaries",
-    "WindowConfig": "saescope.activations",
+    "archetypal": "saescope.dictionaries",
+    "architecture": "saescope.dictionaries",
+    "architectures": "saescope.dictionaries",
+    "crosscoder": "saescope.dictionaries",
     "load_dictionary": "saescope.dictionaries",
+    "register": "saescope.dictionaries",
+    "save_dictionary": "saescope.dictionaries",
+    "transcoder": "saescope.dictionaries",
+    "TrainingBatch": "saescope.training",
     "TrainingConfig": "saescope.training",
+    "register_loss": "saescope.training",
     "train": "saescope.training",
+    "LanguageModel": "saescope.models",
+    "WindowConfig": "saescope.activations",
     "TokenWindows": "saescope.activations",
     "ActivationStream": "saescope.activations",
     "read_documents": "saescope.activations",
@@ -39,21 +76,38 @@ _HOMES = {
 }
 
 __all__ = [
+    "AbsTopK",
     "ActivationStream",
+    "BatchTopK",
     "Dictionary",
+    "DictionaryConfig",
+    "Gated",
+    "JumpReLU",
     "LanguageModel",
+    "MatchingPursuit",
+    "Matryoshka",
+    "Ordered",
     "ReLU",
     "Store",
     "TokenWindows",
     "TopK",
+    "TrainingBatch",
     "TrainingConfig",
     "WindowConfig",
     "__version__",
     "analyze",
+    "archetypal",
+    "architecture",
+    "architectures",
+    "crosscoder",
     "evaluate",
     "load_dictionary",
     "read_documents",
+    "register",
+    "register_loss",
+    "save_dictionary",
     "train",
+    "transcoder",
     "write_report",
 ]
 

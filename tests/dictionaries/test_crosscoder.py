@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from saescope.dictionaries import Crosscoder, MatchingPursuit, architecture, architectures, crosscoder, latent_scaling
+from saescope.dictionaries.normalization import LayerNorm
 
 HOSTS = ["relu", "gated", "jumprelu", "topk", "abs_topk", "batch_topk", "matryoshka", "ordered"]
 NAMES = [f"{host}_crosscoder" for host in HOSTS]
@@ -205,6 +206,21 @@ def test_latent_scaling_tells_shared_own_shrunk_and_decoupled_latents_apart(make
     torch.testing.assert_close(found.error[:4], torch.tensor([1.0, 0, 1, 0], dtype=torch.float64))
     torch.testing.assert_close(found.reconstruction[:4], torch.tensor([0.0, 0, 0, 1], dtype=torch.float64))
     assert found.error[4].isnan()  # has no decoder in model 1 to compare with
+
+
+def test_latent_scaling_is_the_same_where_layer_norm_is_kept(make):
+    """Tokens that are permutations of one another have one mean and one spread: layer norm is then a plain scale."""
+    dictionary = make("relu_crosscoder", source_widths=(3, 3))
+    generator = torch.Generator().manual_seed(0)
+    values = torch.tensor([1.0, 4, 9, 16, 25, 36], dtype=torch.float64)
+    x = torch.stack([values[torch.randperm(6, generator=generator)] for _ in range(60)])
+    z = LayerNorm().normalise(x)
+    expected = latent_scaling(dictionary, [z], 0, like=1)
+    dictionary.input_normalization = LayerNorm()
+    assert dictionary.encode(x).any()
+    found = latent_scaling(dictionary, [x], 0, like=1)
+    torch.testing.assert_close(found.error, expected.error, equal_nan=True)
+    torch.testing.assert_close(found.reconstruction, expected.reconstruction, equal_nan=True)
 
 
 def test_latent_scaling_refuses_what_it_is_not_for(make, tokens):

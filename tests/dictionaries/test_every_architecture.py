@@ -128,6 +128,26 @@ def test_sparse_codes_are_the_dense_ones_with_every_gradient(make, tokens, name)
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_what_the_loss_sees(make, tokens, name):
+    """Pre-activations and training's activations in one call; the same as at inference but where batches compete."""
+    dictionary = make(name)
+    x = tokens(9)
+    pre, f = dictionary.encode_in_training(x)
+    if name in TIED:
+        assert pre is None
+    else:
+        assert pre.equal(dictionary.pre_activations(x))
+        assert f.equal(dictionary.activate_in_training(pre))
+    if isinstance(dictionary, BatchTopK):
+        assert (f != 0).sum() == 3 * 9
+        assert not f.equal(dictionary.encode(x))
+    else:
+        assert f.equal(dictionary.encode(x))
+    if isinstance(dictionary, TopK | MatchingPursuit | BatchTopK):
+        assert 0 < (dictionary.encode_in_training(x, 1)[1] != 0).sum() <= 9
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_a_token_does_not_depend_on_its_neighbours(make, tokens, name):
     dictionary = make(name)
     x = tokens(64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -13,18 +14,82 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def code_blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def code_blocks(language: str, page: str = "README.md") -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def run_python(program: str, folder: Path) -> str:
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
 
 
 def test_the_python_example_of_the_readme_runs(tmp_path):
     (example,) = code_blocks("python")
     assert len([line for line in example.splitlines() if line.strip()]) <= 10
-    ran = subprocess.run(
-        [sys.executable, "-W", "error", "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    assert re.search(r"0\.\d+", run_python(example, tmp_path))
+
+
+def test_an_architecture_of_ones_own_trains_through_loop_and_command(tmp_path):
+    """The page's class in at most 30 lines, its script, and its commands (with fewer tokens)."""
+    page = "docs/own-architecture.md"
+    architecture, script = code_blocks("python", page)
+    assert len([line for line in architecture.splitlines() if line.strip()]) <= 30
+    (tmp_path / "group_max.py").write_text(architecture)
+    l0 = float(re.search(r"tensor\((.*?)\)", run_python(script, tmp_path))[1])
+    assert 0 < l0 <= 8
+    train, evaluate = code_blocks("sh", page)[0].strip().splitlines()
+    small = (
+        " -o training.num_tokens=8192 -o dictionary.d_sae=512 -o windows.max_tokens=20000"
+        " -o evaluation.num_tokens=2000 -o stream.buffer_size_tokens=8192"
     )
-    assert ran.returncode == 0, ran.stderr
-    assert re.search(r"0\.\d+", ran.stdout)
+    for command in (train + small, evaluate):
+        arguments = [sys.executable, "-m", *command.split()]
+        ran = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert ran.returncode == 0, ran.stderr
+    numbers = json.loads((tmp_path / "runs" / "group_max" / "eval.json").read_text())
+    assert 0 < numbers["l0"] <= 64
+
+
+def test_the_page_of_coefficients_computes(tmp_path):
+    (example,) = code_blocks("python", "docs/coming-from.md")
+    assert run_python(example, tmp_path).strip() == "0.05"
+
+
+def test_the_page_of_architectures_runs(tmp_path):
+    page = "docs/architectures.md"
+    (example,) = code_blocks("python", page)
+    train = """
+import torch
+config = ss.TrainingConfig(num_tokens=256, batch_size_tokens=64)
+for chosen in (loss, my_loss):
+    sae = ss.ReLU(ss.ReLU.Config(d_in=8, d_sae=16))
+    result = ss.train(sae, iter(torch.randn(6, 64, 8)), config, loss=chosen)
+    print(sorted(result.last.parts))
+"""
+    printed = run_python(example + train, tmp_path)
+    assert "['ghost', 'l1', 'mse']" in printed
+    assert "my_loss" in printed
+    (recipe,) = code_blocks("toml", page)
+    (tmp_path / "steady.toml").write_text(recipe)
+    from saescope.cli.recipe import load_recipe
+
+    run = load_recipe(tmp_path / "steady.toml")
+    assert run.loss["target_l0"] == 48
+
+
+def test_the_table_of_architectures_is_whole():
+    """Every architecture has its row in the README, and every row names something that is registered."""
+    from saescope.dictionaries import architectures
+
+    rows = re.findall(r"^\| (`.*?`) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    hosts = named[:8]
+    wanted = {name.replace("HOST", host) for name in named for host in (hosts if "HOST" in name else [""])}
+    wanted -= {"relu_transcoder", "relu_skip_transcoder"}  # plain `transcoder` and `skip_transcoder`
+    assert wanted == set(architectures())
 
 
 def test_every_command_of_the_readme_exists():

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saescope.dictionaries.base import Dictionary, DictionaryConfig
+from saescope.dictionaries.base import Dictionary, DictionaryConfig, random_rows
 from saescope.dictionaries.composition import composed
 
 
@@ -53,9 +53,9 @@ class Archetypal(Dictionary):
     unit_norm = False
     points: Tensor
 
-    def make_decoder(self, rows: Tensor, generator: torch.Generator) -> None:
+    def make_decoder(self, rows: Tensor, generator: torch.Generator | None) -> None:
         extra = self.config.num_points - len(rows)
-        more = F.normalize(torch.randn(extra, rows.shape[-1], generator=generator), dim=-1)
+        more = random_rows(extra, rows.shape[-1], generator)
         self.register_buffer("points", torch.cat([rows, more]))
         self.mixture = nn.Parameter(torch.eye(len(rows), self.config.num_points))
         self.relaxation = nn.Parameter(torch.zeros_like(rows))
@@ -94,7 +94,7 @@ class Archetypal(Dictionary):
         # a row that lost all its weight has no direction left to keep: it starts over in the middle
         self.mixture.copy_(torch.where(sums > 0, self.mixture / sums, 1 / len(self.points)))
         norms = self.relaxation.norm(dim=-1, keepdim=True)
-        self.relaxation.mul_((self.config.delta / norms).clamp(max=1))
+        self.relaxation.mul_((self.config.delta / norms.clamp_min(1e-30)).clamp(max=1))
 
     def normalise_decoder(self) -> None:
         raise ValueError("rows of an archetypal dictionary have the norm of their points; leave unit_norm_decoder out")

@@ -41,6 +41,8 @@ class DictionaryConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if not isinstance(self.apply_b_dec_to_input, bool):
+            raise ValueError(f"apply_b_dec_to_input must be true or false, got {self.apply_b_dec_to_input!r}")
 
 
 class Dictionary(nn.Module, ABC):
@@ -70,23 +72,23 @@ class Dictionary(nn.Module, ABC):
         True  # rows of norm 1 in training: as a rule (True), never (False), always (None)
     )
 
-    def __init__(self, config: DictionaryConfig, *, seed: int = 0) -> None:
-        """Random unit decoder rows, encoder equal to the decoder, biases zero."""
+    def __init__(self, config: DictionaryConfig, *, seed: int | None = 0) -> None:
+        """Random unit decoder rows, encoder equal to the decoder, biases zero; without a seed, rows of no meaning."""
         super().__init__()
         self.config = config
-        generator = torch.Generator().manual_seed(seed)
-        rows = F.normalize(torch.randn(config.d_sae, self.d_out, generator=generator), dim=-1)
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        rows = random_rows(config.d_sae, self.d_out, generator)
         self.make_decoder(rows.clone(), generator)
         self.encoder_rows: nn.Parameter | None = nn.Parameter(self.first_encoder(rows, generator))
         self.b_enc: nn.Parameter | None = nn.Parameter(torch.zeros(config.d_sae))
         self.b_dec = nn.Parameter(torch.zeros(self.d_out))
         self.input_normalization: InputNormalization = NoNormalization()
 
-    def make_decoder(self, rows: Tensor, generator: torch.Generator) -> None:
+    def make_decoder(self, rows: Tensor, generator: torch.Generator | None) -> None:
         """Set up what ``W_dec`` comes from; ``rows`` are random unit rows ``[d_sae, d_out]``."""
         self.W_dec: Tensor = nn.Parameter(rows)
 
-    def first_encoder(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+    def first_encoder(self, rows: Tensor, generator: torch.Generator | None) -> Tensor:
         """Encoder rows ``[d_sae, d_in]`` to begin with: the decoder's."""
         return rows.clone()
 
@@ -212,6 +214,8 @@ class Dictionary(nn.Module, ABC):
         for scale in (scale_in, scale_out):
             if not 0 < scale < float("inf"):
                 raise ValueError(f"the input scale must be positive, got {scale}")
+        if scale_in != scale_out and self.config.apply_b_dec_to_input:
+            raise ValueError("b_dec can not be in two units: one scale for input and output, or no b_dec on the input")
         if self.positively_homogeneous:
             for name in ("b_enc", *self.in_activation_units):
                 if getattr(self, name) is not None:
@@ -288,6 +292,13 @@ class Dictionary(nn.Module, ABC):
     def settings(self) -> dict[str, Any]:
         """The config as plain values, with what folding made of it."""
         return asdict(self.config)
+
+
+def random_rows(num_rows: int, width: int, generator: torch.Generator | None) -> Tensor:
+    """Random unit rows; without a generator, memory to be filled."""
+    if generator is None:
+        return torch.empty(num_rows, width)
+    return F.normalize(torch.randn(num_rows, width, generator=generator), dim=-1)
 
 
 def times(rows: Tensor, matrix: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class BatchTopK(Dictionary):
     threshold: Tensor
     threshold_steps: Tensor
 
-    def __init__(self, config: DictionaryConfig, *, seed: int = 0) -> None:
+    def __init__(self, config: DictionaryConfig, *, seed: int | None = 0) -> None:
         super().__init__(config, seed=seed)
         self.register_buffer("threshold", torch.tensor(float("nan")))
         self.register_buffer("threshold_steps", torch.tensor(0))
@@ -98,9 +98,13 @@ class BatchTopK(Dictionary):
             largest = pool.topk(min(len(pool), wanted + 1), sorted=False).values
         if largest is None or len(largest) <= wanted:
             self.threshold.fill_(0)  # every activation may pass
+        elif not wanted:
+            self.threshold.copy_(largest[0])
         else:
-            last_two = largest.topk(2, largest=False).values
-            self.threshold.copy_(last_two.double().mean())
+            first_out, last_in = largest.topk(2, largest=False, sorted=True).values
+            self.threshold.copy_((first_out.double() + last_in.double()) / 2)
+            if not self.threshold < last_in:  # neighbouring numbers: there is none between them
+                self.threshold.copy_(first_out)
         self.threshold_steps.fill_(max(1, int(self.threshold_steps)))
 
     def saved_tensors(self) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ class Firings:
 
     token: Tensor  # row in the batch
     feature: Tensor
-    value: Tensor  # > 0
+    value: Tensor  # not 0
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import sys
 from dataclasses import dataclass
 
 from saescope.dictionaries.base import Dictionary, DictionaryConfig, architectures, register
@@ -20,10 +23,19 @@ def composed(
     if known is not None and issubclass(known, part) and issubclass(known, host):
         return known
     bases = (fields,) if issubclass(fields, host.Config) else (fields, host.Config)
-    title = "".join(word.capitalize() for word in name.split("_"))
-    config: type[DictionaryConfig] = dataclass(frozen=True, kw_only=True)(
-        type(f"{title}Config", bases, {"__module__": part.__module__, "__annotations__": {}})
-    )
+    # what the host's config has by default stays so, unless the part says otherwise
+    own = inspect.get_annotations(fields)
+    kept = [field for field in dataclasses.fields(host.Config) if field.name not in own]
+    defaults = {field.name: field.default for field in kept if field.default is not dataclasses.MISSING}
+    namespace = {
+        "__module__": part.__module__,
+        "__annotations__": {field.name: field.type for field in kept if field.name in defaults},
+        **defaults,
+    }
+    title = f"{host.__name__}{part.__name__}"
+    config: type[DictionaryConfig] = dataclass(frozen=True, kw_only=True)(type(f"{title}Config", bases, namespace))
     documentation = f"{(part.__doc__ or '').splitlines()[0]} The encoder is that of {host.__name__}."
     made = type(title, (part, host), {"Config": config, "__module__": part.__module__, "__doc__": documentation})
+    for cls in (made, config):  # found there by pickle
+        setattr(sys.modules[part.__module__], cls.__name__, cls)
     return register(name, saelens_name=saelens_name)(made)

@@ -39,9 +39,11 @@ class CrosscoderFields(DictionaryConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "source_widths", tuple(self.source_widths))
-        if any(width < 1 for width in self.source_widths) or sum(self.source_widths) != self.d_in:
+        whole = all(isinstance(width, int) and width > 0 for width in self.source_widths)
+        if not whole or sum(self.source_widths) != self.d_in:
             raise ValueError(
-                f"source_widths must be positive and add up to d_in = {self.d_in}, got {list(self.source_widths)}"
+                f"source_widths must be positive and add up to d_in = {self.d_in}, in whole numbers, "
+                f"got {list(self.source_widths)}"
             )
 
 
@@ -124,10 +126,12 @@ def latent_scaling(dictionary: Dictionary, batches: Iterable[Tensor], source: in
     on_error, on_reconstruction = torch.zeros_like(squares), torch.zeros_like(squares)
     for x in batches:
         f = dictionary.encode(x)
-        x_hat = dictionary.decode(f, x)
+        # in the units that the decoder writes in, which are not the input's where that is normalised
+        without_bias = dictionary.combine(f).double()
         f = f.double()
-        error = dictionary.of_sources((x - x_hat).double())[source]
-        built = dictionary.of_sources((x_hat - dictionary.b_dec).double())[source]
+        wanted = dictionary.input_normalization.normalise(x).double() - dictionary.b_dec
+        error = dictionary.of_sources(wanted - without_bias)[source]
+        built = dictionary.of_sources(without_bias)[source]
         squares += f.square().sum(0).cpu()
         on_error += ((f.T @ error) * direction).sum(-1).cpu()
         on_reconstruction += ((f.T @ built) * direction).sum(-1).cpu()

@@ -30,7 +30,7 @@ class Gated(Dictionary):
     positively_homogeneous = True
     in_activation_units = ("b_gate", "b_mag")
 
-    def __init__(self, config: DictionaryConfig, *, seed: int = 0) -> None:
+    def __init__(self, config: DictionaryConfig, *, seed: int | None = 0) -> None:
         super().__init__(config, seed=seed)
         self.b_enc = None
         self.b_gate, self.b_mag, self.r_mag = (nn.Parameter(torch.zeros(config.d_sae)) for _ in range(3))

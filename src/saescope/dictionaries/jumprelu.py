@@ -50,7 +50,7 @@ class JumpReLU(Dictionary):
     positively_homogeneous = True
     in_activation_units = ("threshold",)
 
-    def __init__(self, config: DictionaryConfig, *, seed: int = 0) -> None:
+    def __init__(self, config: DictionaryConfig, *, seed: int | None = 0) -> None:
         super().__init__(config, seed=seed)
         self.threshold = nn.Parameter(torch.full((config.d_sae,), self.config.initial_threshold))
 
@@ -66,8 +66,10 @@ class JumpReLU(Dictionary):
             self.threshold.clamp_(min=0)
 
 
-def _kernel(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-    return (pre - threshold).abs() < bandwidth / 2
+def _near(grad: Tensor, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    """The gradient where the kernel is not 0, summed over all tokens: ``[d_sae]``."""
+    within = (pre - threshold).abs() < bandwidth / 2
+    return grad.where(within, 0).reshape(-1, grad.shape[-1]).sum(0)
 
 
 class _Jump(torch.autograd.Function):
@@ -80,7 +82,7 @@ class _Jump(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         pre, threshold = ctx.saved_tensors
-        near = grad.where(_kernel(pre, threshold, ctx.bandwidth), 0).sum(tuple(range(grad.ndim - 1)))
+        near = _near(grad, pre, threshold, ctx.bandwidth)
         return grad.where(pre > threshold, 0), -threshold / ctx.bandwidth * near, None
 
 
@@ -94,5 +96,5 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         pre, threshold = ctx.saved_tensors
-        near = grad.where(_kernel(pre, threshold, ctx.bandwidth), 0).sum(tuple(range(grad.ndim - 1)))
+        near = _near(grad, pre, threshold, ctx.bandwidth)
         return torch.zeros_like(pre), -near / ctx.bandwidth, None

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from saescope.dictionaries.base import Dictionary, DictionaryConfig, register
-from saescope.dictionaries.codes import SparseCodes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +44,12 @@ class MatchingPursuitConfig(DictionaryConfig):
 
 @dataclass(frozen=True)
 class Pursuit:
-    """Every step of a pursuit; steps after a token has stopped have value 0."""
+    """Every step of a pursuit, until all tokens have stopped; steps after a token has stopped have value 0."""
 
-    indices: Tensor  # [B, k], the feature of each step; the same one may come again
-    values: Tensor  # [B, k], what the step added to it; its square is the step's energy
+    indices: Tensor  # [B, steps], at most k; the feature of each step; the same one may come again
+    values: Tensor  # [B, steps], what the step added to it; its square is the step's energy
     residual: Tensor  # [B, d_in], what is left
-    residual_energies: Tensor  # [B, k + 1], squared norm of the residual before the first step and after each
+    residual_energies: Tensor  # [B, steps + 1], squared norm of the residual before the first step and after each
 
 
 @register("matching_pursuit", saelens_name="matching_pursuit")
@@ -65,7 +64,7 @@ class MatchingPursuit(Dictionary):
     unit_norm = None
     residual_threshold: Tensor
 
-    def __init__(self, config: DictionaryConfig, *, seed: int = 0) -> None:
+    def __init__(self, config: DictionaryConfig, *, seed: int | None = 0) -> None:
         super().__init__(config, seed=seed)
         self.encoder_rows = self.b_enc = None
         # a buffer, for it is in units of activations and is folded with the scale; the file has it in cfg.json
@@ -81,15 +80,13 @@ class MatchingPursuit(Dictionary):
             raise ValueError(f"a pursuit takes at least one step, got k = {k}")
         residual = self.encoder_input(x)
         stopped = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        taken = torch.zeros(len(x), self.d_sae, dtype=torch.bool, device=x.device)
         chosen: list[Tensor] = []
         values: list[Tensor] = []
         energies = [residual.detach().square().sum(-1)]
         for _ in range(num_steps):
             with torch.no_grad():
                 index = (residual @ self.W_dec.T).argmax(-1)
-                repeated = torch.zeros_like(stopped)
-                for earlier, value in zip(chosen, values, strict=True):
-                    repeated |= (earlier == index) & (value > 0)
             row = self.W_dec[index]
             value = (residual * row).sum(-1).relu().masked_fill(stopped, 0)
             residual = residual - value[:, None] * row
@@ -98,7 +95,10 @@ class MatchingPursuit(Dictionary):
             energies.append(residual.detach().square().sum(-1))
             stopped = stopped | (energies[-1].sqrt() < self.residual_threshold) | (value.detach() == 0)
             if self.config.stop_on_repeat:
-                stopped = stopped | repeated
+                stopped = stopped | taken.gather(-1, index[:, None]).squeeze(-1)
+                taken.scatter_(-1, index[:, None], True)
+            if stopped.all():
+                break
         return Pursuit(torch.stack(chosen, -1), torch.stack(values, -1), residual, torch.stack(energies, -1))
 
     def encode(self, x: Tensor, k: int | None = None) -> Tensor:
@@ -106,15 +106,6 @@ class MatchingPursuit(Dictionary):
         pursuit = self.pursue(x.reshape(-1, x.shape[-1]), k)
         f = pursuit.values.new_zeros(len(pursuit.values), self.d_sae)
         return f.scatter_add(-1, pursuit.indices, pursuit.values).view(*x.shape[:-1], self.d_sae)
-
-    def encode_sparse(self, x: Tensor) -> SparseCodes:
-        pursuit = self.pursue(x)
-        indices, values = pursuit.indices, pursuit.values
-        # one slot per feature: what a feature got in later steps goes to its first
-        same = indices[:, :, None] == indices[:, None, :]  # [B, k, k]
-        first = same.int().argmax(-1)  # [B, k]
-        merged = torch.zeros_like(values).scatter_add(-1, first, values)
-        return SparseCodes(indices.where(merged != 0, 0), merged, self.d_sae)
 
     def encode_in_training(self, x: Tensor, k: float | None = None) -> tuple[Tensor | None, Tensor]:
         return None, self.encode(x, None if k is None else round(k))

@@ -24,9 +24,11 @@ class MatryoshkaConfig(BatchTopKConfig):
         super().__post_init__()
         widths = tuple(self.widths) or tuple(sorted({max(1, self.d_sae // share) for share in _DEFAULT_SHARES}))
         object.__setattr__(self, "widths", widths)
-        rising = all(a < b for a, b in zip((0, *widths), widths, strict=False))
+        rising = all(isinstance(b, int) and a < b for a, b in zip((0, *widths), widths, strict=False))
         if not rising or widths[-1] != self.d_sae:
-            raise ValueError(f"widths must rise from at least 1 to d_sae = {self.d_sae}, got {list(widths)}")
+            raise ValueError(
+                f"widths must rise from at least 1 to d_sae = {self.d_sae}, in whole numbers, got {list(widths)}"
+            )
 
 
 @register("matryoshka", written_as="jumprelu")

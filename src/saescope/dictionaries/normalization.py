@@ -69,7 +69,7 @@ class Whitening(InputNormalization):
         """``mean [d]``, ``matrix`` and ``inverse [d, d]``."""
         super().__init__()
         for name, tensor in (("mean", mean), ("matrix", matrix), ("inverse", inverse)):
-            self.register_buffer(name, tensor.clone())
+            self.register_buffer(name, tensor.clone(memory_format=torch.contiguous_format))
 
     def normalise(self, x: Tensor) -> Tensor:
         return (x - self.mean) @ self.matrix

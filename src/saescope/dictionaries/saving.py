@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from saescope.dictionaries.base import Dictionary, architectures
+from saescope.dictionaries.base import Dictionary, DictionaryConfig, architectures
 from saescope.dictionaries.normalization import input_normalization
 
 CONFIG_FILE = "cfg.json"
@@ -143,20 +143,20 @@ def load_dictionary(folder: str | Path, *, device: str = "cpu") -> Dictionary:
             f"missing {sorted(needed - set(config))}, not understood {sorted(unknown)}"
         )
     try:
-        dictionary = cls(cls.Config(**{name: config[key] for name, key in key_of.items() if key in config}))
-        dictionary.input_normalization = input_normalization(
-            config.get("normalize_activations", "none"), dictionary.d_in
-        )
+        settings = cls.Config(**{name: config[key] for name, key in key_of.items() if key in config})
+        with torch.device("meta"):  # shapes are compared before any memory is asked for
+            expected = _empty(cls, settings, config).saved_tensors()
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder}: cfg.json can not be used: {error}") from error
     tensors = _read_weights(folder)
-    shapes = {key: list(tensor.shape) for key, tensor in dictionary.saved_tensors().items()}
+    shapes = {key: list(tensor.shape) for key, tensor in expected.items()}
     found = {key: list(tensor.shape) for key, tensor in tensors.items()}
     if found != shapes:
         raise ValueError(f"{folder}: {WEIGHTS_FILE} should hold {shapes}, but holds {found}")
     dtypes = sorted({str(tensor.dtype) for tensor in tensors.values()})
     if len(dtypes) > 1 or not next(iter(tensors.values())).is_floating_point():
         raise ValueError(f"{folder}: {WEIGHTS_FILE} should hold tensors of one floating dtype, but holds {dtypes}")
+    dictionary = _empty(cls, settings, config)
     try:
         dictionary.take_tensors(tensors)
     except ValueError as error:
@@ -164,15 +164,21 @@ def load_dictionary(folder: str | Path, *, device: str = "cpu") -> Dictionary:
     return dictionary.to(device).eval()
 
 
+def _empty(cls: type[Dictionary], settings: DictionaryConfig, config: dict[str, Any]) -> Dictionary:
+    dictionary = cls(settings, seed=None)
+    dictionary.input_normalization = input_normalization(config.get("normalize_activations", "none"), dictionary.d_in)
+    return dictionary
+
+
 def _class_of(config: dict[str, Any], folder: Path) -> type[Dictionary]:
     """The architecture of a file: what our note in it says, if it fits the name; else what the name says."""
     name = config.get("architecture")
-    noted = ((config.get("metadata") or {}).get("saescope") or {}).get("architecture")
+    noted = str(_metadata(config)["saescope"].get("architecture"))
     known = architectures()
     if noted in known and name in (known[noted].saelens_name, f"saescope/{noted}"):
         return known[noted]
     by_name = {cls.saelens_name: cls for cls in known.values() if cls.opens_saelens_name}
-    if name not in by_name:
+    if not isinstance(name, str) or name not in by_name:
         near = difflib.get_close_matches(str(name), by_name, n=3, cutoff=0.4) or sorted(by_name)
         raise ValueError(f"{folder}: cfg.json has architecture {name!r}; this version opens {', '.join(near)}")
     return by_name[name]
@@ -180,8 +186,15 @@ def _class_of(config: dict[str, Any], folder: Path) -> type[Dictionary]:
 
 def read_metadata(folder: str | Path) -> dict[str, Any]:
     """The ``metadata`` of a dictionary's cfg.json; saescope's own part is under ``"saescope"``."""
-    metadata = _read_config(Path(folder)).get("metadata") or {}
-    return {**metadata, "saescope": metadata.get("saescope") or {}}
+    return _metadata(_read_config(Path(folder)))
+
+
+def _metadata(config: dict[str, Any]) -> dict[str, Any]:
+    """The metadata of a config; what is no JSON object there counts as empty."""
+    metadata = config.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
+    own = metadata.get("saescope")
+    return {**metadata, "saescope": own if isinstance(own, dict) else {}}
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saescope.dictionaries.base import Dictionary, DictionaryConfig, times
+from saescope.dictionaries.base import Dictionary, DictionaryConfig, random_rows, times
 from saescope.dictionaries.codes import SparseCodes
 from saescope.dictionaries.composition import composed
 
@@ -48,7 +48,7 @@ class Transcoder(Dictionary):
     has_skip: ClassVar[bool] = False
     W_skip: nn.Parameter
 
-    def __init__(self, config: DictionaryConfig, *, seed: int = 0) -> None:
+    def __init__(self, config: DictionaryConfig, *, seed: int | None = 0) -> None:
         super().__init__(config, seed=seed)
         if self.has_skip:
             self.W_skip = nn.Parameter(torch.zeros(self.d_out, self.d_in))
@@ -57,9 +57,9 @@ class Transcoder(Dictionary):
     def d_out(self) -> int:
         return self.config.d_out
 
-    def first_encoder(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+    def first_encoder(self, rows: Tensor, generator: torch.Generator | None) -> Tensor:
         """Random unit rows: the decoder's lie in another space."""
-        return F.normalize(torch.randn(self.d_sae, self.d_in, generator=generator), dim=-1)
+        return random_rows(self.d_sae, self.d_in, generator)
 
     def decode(self, f: Tensor | SparseCodes, x: Tensor | None = None) -> Tensor:
         """``f @ W_dec + b_dec``, with the skip connection from ``x`` where there is one."""

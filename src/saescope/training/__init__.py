@@ -10,7 +10,7 @@ from saescope.training.loop import (
     TrainingResult,
     train,
 )
-from saescope.training.losses import Loss, LossTerms, loss_config_type, loss_for
+from saescope.training.losses import Loss, LossTerms, loss_config_type, loss_for, register_loss
 
 __all__ = [
     "Loss",
@@ -23,5 +23,6 @@ __all__ = [
     "TrainingResult",
     "loss_config_type",
     "loss_for",
+    "register_loss",
     "train",
 ]

@@ -78,6 +78,15 @@ def loss_config_type(architecture: type[Dictionary]) -> type:
     return _loss_of(architecture)[0]
 
 
+def register_loss(architecture: type[Dictionary], config_type: type, loss_type: type[Loss]) -> None:
+    """Make a loss the one that trains an architecture (and those derived from it), in recipes too.
+
+    Args:
+        config_type: a dataclass with the loss's settings. loss_type: is called with one such config.
+    """
+    _LOSSES[architecture] = (config_type, loss_type)
+
+
 def loss_for(dictionary: Dictionary, settings: Mapping[str, Any] | None = None) -> Loss:
     """The loss that trains this dictionary, with its settings."""
     config_type, loss_type = _loss_of(type(dictionary))
@@ -124,4 +133,5 @@ __all__ = [
     "loss_config_type",
     "loss_for",
     "named_term",
+    "register_loss",
 ]
