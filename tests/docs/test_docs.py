@@ -60,7 +60,7 @@ def test_the_page_of_coefficients_computes(tmp_path):
 
 def test_the_page_of_architectures_runs(tmp_path):
     page = "docs/architectures.md"
-    (example,) = code_blocks("python", page)
+    compare, example = code_blocks("python", page)
     train = """
 import torch
 config = ss.TrainingConfig(num_tokens=256, batch_size_tokens=64)
@@ -72,6 +72,16 @@ for chosen in (loss, my_loss):
     printed = run_python(example + train, tmp_path)
     assert "['ghost', 'l1', 'mse']" in printed
     assert "my_loss" in printed
+    use = """
+model = ss.LanguageModel.load("bundled")
+shape = ss.WindowConfig(context_size=64, max_tokens=12_000)
+windows = ss.TokenWindows.build(ss.read_documents("bundled"), model.tokenizer, shape)
+norms, artefacts = compare([model, model], windows, "blocks.0.hook_resid_post", 4096)
+print(list(norms.shape), float(norms.sum(-1).min()), list(artefacts.error.shape))
+"""
+    printed = run_python(compare + use, tmp_path)
+    assert printed.startswith("[1024, 2] ")
+    assert printed.endswith(" [1024]\n")
     (recipe,) = code_blocks("toml", page)
     (tmp_path / "steady.toml").write_text(recipe)
     from saescope.cli.recipe import load_recipe

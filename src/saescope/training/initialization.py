@@ -2,6 +2,7 @@
 
 * ``b_dec``: the sample's mean, its geometric median (Bricken et al. 2023; Gao et al. 2024), or zero;
 * decoder rows: random directions, or data points less ``b_dec``; the encoder starts equal to them;
+* their norm, where it is free: ``decoder_init_norm``;
 * the size of the encoder (of both matrices where decoder norms are free): as it is, or searched for on a grid so that
   the first reconstruction is as good as it can be. Unit rows in both overshoot where many features fire at once.
 
@@ -48,6 +49,11 @@ def initialize(dictionary: Dictionary, x: Tensor, target: Tensor, config: Traini
             )
         chosen = torch.randperm(len(target), generator=generator)[: dictionary.d_sae].to(target.device)
         dictionary.W_dec.copy_(F.normalize(target[chosen] - dictionary.b_dec, dim=-1))
+        if dictionary.encoder_rows is not None and dictionary.d_in == dictionary.d_out:
+            dictionary.encoder_rows.copy_(dictionary.W_dec)
+    if config.decoder_init_norm is not None:
+        dictionary.normalise_decoder()
+        dictionary.W_dec.mul_(config.decoder_init_norm)
         if dictionary.encoder_rows is not None and dictionary.d_in == dictionary.d_out:
             dictionary.encoder_rows.copy_(dictionary.W_dec)
     if config.search_init_norm:

@@ -24,7 +24,7 @@ from typing import Any, Protocol, TextIO, runtime_checkable
 import torch
 from torch import Tensor
 
-from saescope.dictionaries import BatchTopK, Dictionary, Transcoder
+from saescope.dictionaries import Archetypal, BatchTopK, Dictionary, Transcoder
 from saescope.metrics import explained_variance
 from saescope.training.checkpoint import Checkpoint, checkpoints_in, newest_checkpoint, write_checkpoint
 from saescope.training.initialization import B_DEC_INITS, DECODER_INITS, initialize
@@ -57,6 +57,7 @@ class TrainingConfig:
     num_normalization_tokens: int = 0  # measured on at least so many tokens, always on the first batch
     b_dec_init: str = "mean"  # of a new dictionary: "mean" or "geometric_median" of these tokens, or "zero"
     decoder_init: str = "random"  # rows of a new dictionary: "random" directions, or "data" points
+    decoder_init_norm: float | None = None  # norm of a new decoder's rows where it is free (0.1 in SAELens)
     search_init_norm: bool = False  # scale a new encoder so that the first reconstruction is as good as can be
     init_seed: int = 0  # of draws from the first tokens
     resample_every_n_steps: int | None = None  # neuron resampling: dead features start again from badly rebuilt inputs
@@ -91,6 +92,8 @@ class TrainingConfig:
         for name in ("num_normalization_tokens", "max_nan_fallbacks", "num_threshold_tokens"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.decoder_init_norm is not None and not self.decoder_init_norm > 0:
+            raise ValueError(f"decoder_init_norm must be positive, got {self.decoder_init_norm}")
         if self.resample_every_n_steps is not None and self.resample_every_n_steps < 1:
             raise ValueError(f"resample_every_n_steps must be at least 1, got {self.resample_every_n_steps}")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
@@ -283,6 +286,10 @@ class _Run:
             if config.unit_norm_decoder is False:
                 raise ValueError(f"{dictionary.architecture} needs decoder rows of norm 1; leave unit_norm_decoder out")
             self.unit_norm = True
+        if config.decoder_init_norm is not None and (self.unit_norm or isinstance(dictionary, Archetypal)):
+            raise ValueError(
+                "decoder_init_norm is for decoders whose norms are free: set unit_norm_decoder to false, or leave it out"
+            )
         self.optimizer = UnitNormAdam(
             dictionary,
             lr=config.lr,
@@ -454,7 +461,7 @@ class _Run:
             step=self.step,
             num_tokens=self.step * self.config.batch_size_tokens,
             loss=float(step.terms.total.detach()),
-            explained_variance=explained_variance(batch.target, self.dictionary(batch.x)),
+            explained_variance=self.explained_variance(batch),
             l0=float(f.count_nonzero() / len(f)) if f is not None else float("nan"),
             dead_share=float(self.dead.double().mean()),
             grad_norm=float(step.grad_norm),
@@ -463,6 +470,12 @@ class _Run:
             num_skipped_steps=self.num_skipped,
             parts={name: float(value) for name, value in step.terms.parts.items()},
         )
+
+    def explained_variance(self, batch: Batch) -> float:
+        """Of a batch, in the form of inference; nan as long as a BatchTopK dictionary has no threshold."""
+        if isinstance(self.dictionary, BatchTopK) and bool(self.dictionary.threshold.isnan()):
+            return float("nan")
+        return explained_variance(batch.target, self.dictionary(batch.x))
 
     def open_log(self) -> TextIO | None:
         """metrics.jsonl, cut back to the step that the run starts from."""
