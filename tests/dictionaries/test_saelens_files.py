@@ -102,11 +102,11 @@ def _as_saelens(folder: Path, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Codes and output by the format's description."""
     config, w = _read(folder)
     kind = config["architecture"]
-    mean, spread = np.zeros((len(x), 1)), np.ones((len(x), 1))
+    mean, spread, eps = np.zeros((len(x), 1)), np.ones((len(x), 1)), 0.0
     if config["normalize_activations"] == "layer_norm":
         mean = x.mean(1, keepdims=True)
-        spread = x.std(1, keepdims=True, ddof=1) + 1e-5
-    raw, x = x, (x - mean) / spread
+        spread, eps = x.std(1, keepdims=True, ddof=1), 1e-5  # only the way in has 1e-5: checked against SAELens 6.54.12
+    raw, x = x, (x - mean) / (spread + eps)
     centred = x - w["b_dec"] if config["apply_b_dec_to_input"] else x
     if kind == "matching_pursuit":
         f = np.zeros((len(x), D_SAE))

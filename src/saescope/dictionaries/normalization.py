@@ -33,13 +33,16 @@ class NoNormalization(InputNormalization):
 
 
 class LayerNorm(InputNormalization):
-    """Each token less its mean, divided by its standard deviation (of d - 1) plus 1e-5; Gao et al. 2024, SAELens."""
+    """Each token less its mean, divided by its standard deviation (of d - 1) plus 1e-5.
+
+    Undone with the standard deviation alone, as in the code of Gao et al. 2024 and in SAELens, whose files this opens.
+    """
 
     name = "layer_norm"
 
     def normalise(self, x: Tensor) -> Tensor:
         mean, spread = self._statistics(x)
-        return (x - mean) / spread
+        return (x - mean) / (spread + LAYER_NORM_EPS)
 
     def undo(self, x_hat: Tensor, x: Tensor | None) -> Tensor:
         if x is None:
@@ -54,7 +57,7 @@ class LayerNorm(InputNormalization):
     def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
         if x.shape[-1] < 2:
             raise ValueError("layer norm needs activations of width 2 or more")
-        return x.mean(-1, keepdim=True), x.std(-1, keepdim=True) + LAYER_NORM_EPS
+        return x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
 
 
 class Whitening(InputNormalization):
