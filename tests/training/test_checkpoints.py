@@ -279,7 +279,7 @@ def test_nan_in_the_very_first_batch(toy_stream, tmp_path):
     with pytest.raises(NonFiniteActivationsError, match="step 0: the activations"):
         train(_topk(), toy_stream(spoil={0: float("nan")}), _config(), folder=tmp_path)
     kept = newest_checkpoint(tmp_path / "checkpoints")
-    assert (kept.step, kept.values["scale"]) == (0, 0)
+    assert (kept.step, kept.values["normalizer"]) == (0, {})  # nothing was measured
     resumed = _resumed(toy_stream, tmp_path)
     assert all(bool(parameter.isfinite().all()) for parameter in resumed.parameters())
     assert _log(tmp_path)[-1]["step"] == 20

@@ -68,6 +68,7 @@ class Dictionary(nn.Module, ABC):
     # here, and not assumed of an architecture that does not say so.
     positively_homogeneous: ClassVar[bool] = False
     in_activation_units: ClassVar[tuple[str, ...]] = ()  # thresholds and biases of a rule, beside b_enc
+    acts_per_feature: ClassVar[bool] = False  # whether each activation depends on its own pre-activation alone
     unit_norm: ClassVar[bool | None] = (
         True  # rows of norm 1 in training: as a rule (True), never (False), always (None)
     )
@@ -195,6 +196,34 @@ class Dictionary(nn.Module, ABC):
             directions = F.normalize(self.W_dec.detach(), dim=-1)
             grad -= (grad * directions).sum(-1, keepdim=True) * directions
 
+    def reset_features(self, rows: Tensor) -> None:
+        """Set what features have beside their rows back to where it began."""
+        if self.b_enc is not None:
+            self.b_enc[rows] = 0
+
+    @torch.no_grad()
+    def take_up_norms(self) -> None:
+        """Bring decoder rows to norm 1; encoders take up the norms, so that each feature writes what it wrote.
+
+        An architecture that compares features with each other would choose others then. There, norms near each other (as
+        another sample's whitening leaves them) are dropped, and others refused.
+
+        Raises:
+            ValueError: norms far apart in such an architecture.
+        """
+        norms = self.decoder_norms.clamp_min(1e-12)
+        low, high = float(norms.min()), float(norms.max())
+        if not self.acts_per_feature and high > _FAR_APART * low:
+            raise ValueError(
+                f"decoder rows have norms from {low:.3g} to {high:.3g}, and a {self.architecture} dictionary with rows of "
+                "norm 1 would choose other features; train it with unit_norm_decoder set to false"
+            )
+        self.W_dec.div_(norms[:, None])
+        for name in ("encoder_rows", "b_enc", *self.in_activation_units) if self.acts_per_feature else ():
+            parameter = getattr(self, name)
+            if parameter is not None:
+                parameter.mul_(norms[:, None] if parameter.ndim > 1 else norms)
+
     def constrain(self) -> None:
         """Bring parameters of a rule back to where they have a meaning (a threshold is not negative)."""
 
@@ -305,6 +334,8 @@ def times(rows: Tensor, matrix: Tensor) -> Tensor:
     """``rows @ matrix``, where a vector stands for a diagonal matrix."""
     return rows * matrix if matrix.ndim == 1 else rows @ matrix
 
+
+_FAR_APART = 1.5  # ratio of norms of rows that were of norm 1 in another sample's whitening, and less
 
 D = TypeVar("D", bound=type[Dictionary])
 _ARCHITECTURES: dict[str, type[Dictionary]] = {}

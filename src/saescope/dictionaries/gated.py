@@ -28,6 +28,7 @@ class Gated(Dictionary):
 
     Config = DictionaryConfig
     positively_homogeneous = True
+    acts_per_feature = True
     in_activation_units = ("b_gate", "b_mag")
 
     def __init__(self, config: DictionaryConfig, *, seed: int | None = 0) -> None:
@@ -41,6 +42,10 @@ class Gated(Dictionary):
     def gate_activations(self, pre: Tensor) -> Tensor:
         """ReLU(u + b_gate), ``[B, d_sae]``: what the penalty and the auxiliary loss see."""
         return F.relu(pre + self.b_gate)
+
+    def reset_features(self, rows: Tensor) -> None:
+        for parameter in (self.b_gate, self.b_mag, self.r_mag):
+            parameter[rows] = 0
 
     def shift_pre_activations(self, shift: Tensor) -> None:
         self.b_gate.add_(shift)

@@ -48,6 +48,7 @@ class JumpReLU(Dictionary):
     Config = JumpReLUConfig
     config: JumpReLUConfig
     positively_homogeneous = True
+    acts_per_feature = True
     in_activation_units = ("threshold",)
 
     def __init__(self, config: DictionaryConfig, *, seed: int | None = 0) -> None:
@@ -60,6 +61,10 @@ class JumpReLU(Dictionary):
     def firing(self, pre: Tensor) -> Tensor:
         """1 where a feature fires and 0 elsewhere, ``[B, d_sae]``, with the paper's gradient to the thresholds."""
         return _Step.apply(pre, self.threshold, self.config.bandwidth)
+
+    def reset_features(self, rows: Tensor) -> None:
+        super().reset_features(rows)
+        self.threshold[rows] = self.config.initial_threshold
 
     def constrain(self) -> None:
         with torch.no_grad():

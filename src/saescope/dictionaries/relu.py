@@ -19,6 +19,7 @@ class ReLU(Dictionary):
 
     Config = DictionaryConfig
     positively_homogeneous = True
+    acts_per_feature = True
 
     def activate(self, pre: Tensor) -> Tensor:
         return F.relu(pre)

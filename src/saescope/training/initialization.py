@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saescope.dictionaries import Archetypal, Dictionary
+from saescope.dictionaries import Archetypal, Dictionary, Transcoder
 
 if TYPE_CHECKING:
     from saescope.training.loop import TrainingConfig
@@ -35,6 +35,13 @@ def initialize(dictionary: Dictionary, x: Tensor, target: Tensor, config: Traini
         ValueError: fewer activations than rows or points to be drawn from them.
     """
     generator = torch.Generator().manual_seed(config.init_seed)
+    drawn = dictionary.config.num_points if isinstance(dictionary, Archetypal) else dictionary.d_sae
+    draws = isinstance(dictionary, Archetypal) or config.decoder_init == "data"
+    if draws and len(target) < drawn:  # before anything is written
+        raise ValueError(
+            f"{drawn} {'points' if isinstance(dictionary, Archetypal) else 'rows'} can not be drawn from {len(target)} "
+            "activations; raise num_normalization_tokens, or draw fewer"
+        )
     if config.b_dec_init == "mean":
         dictionary.b_dec.copy_(target.double().mean(0))
     elif config.b_dec_init == "geometric_median":
@@ -42,22 +49,23 @@ def initialize(dictionary: Dictionary, x: Tensor, target: Tensor, config: Traini
     if isinstance(dictionary, Archetypal):
         dictionary.take_points(target, generator)
     elif config.decoder_init == "data":
-        if len(target) < dictionary.d_sae:
-            raise ValueError(
-                f"{dictionary.d_sae} rows can not be drawn from {len(target)} activations; raise "
-                "num_normalization_tokens, or begin with random rows"
-            )
         chosen = torch.randperm(len(target), generator=generator)[: dictionary.d_sae].to(target.device)
         dictionary.W_dec.copy_(F.normalize(target[chosen] - dictionary.b_dec, dim=-1))
-        if dictionary.encoder_rows is not None and dictionary.d_in == dictionary.d_out:
-            dictionary.encoder_rows.copy_(dictionary.W_dec)
+        if unit_norm:
+            dictionary.normalise_decoder()
+        _encode_as_decoded(dictionary)
     if config.decoder_init_norm is not None:
         dictionary.normalise_decoder()
         dictionary.W_dec.mul_(config.decoder_init_norm)
-        if dictionary.encoder_rows is not None and dictionary.d_in == dictionary.d_out:
-            dictionary.encoder_rows.copy_(dictionary.W_dec)
+        _encode_as_decoded(dictionary)
     if config.search_init_norm:
         search_norm(dictionary, x[:_NUM_SEARCHED], target[:_NUM_SEARCHED], unit_norm=unit_norm)
+
+
+def _encode_as_decoded(dictionary: Dictionary) -> None:
+    """Set the encoder to the decoder; a transcoder's lies in another space and stays."""
+    if dictionary.encoder_rows is not None and not isinstance(dictionary, Transcoder):
+        dictionary.encoder_rows.copy_(dictionary.W_dec)
 
 
 def geometric_median(x: Tensor, *, tolerance: float = 1e-7, max_iterations: int = 200) -> Tensor:

@@ -25,14 +25,17 @@ import torch
 from torch import Tensor
 
 from saescope.dictionaries import Archetypal, BatchTopK, Dictionary, Transcoder
+from saescope.dictionaries.normalization import NoNormalization
 from saescope.metrics import explained_variance
 from saescope.training.checkpoint import Checkpoint, checkpoints_in, newest_checkpoint, write_checkpoint
 from saescope.training.initialization import B_DEC_INITS, DECODER_INITS, initialize
 from saescope.training.losses import Batch, FunctionLoss, Loss, LossTerms, loss_for
-from saescope.training.normalization import NORMALIZATIONS, Normalizer, measure, normalizer_from
+from saescope.training.normalization import NORMALIZATIONS, Normalizer, measure, measure_again, normalizer_from
 from saescope.training.optimizer import UnitNormAdam
 from saescope.training.resampling import check_can_resample, resample
 from saescope.training.schedules import Shape, check_shape, factor
+
+_UNIT = 1e-3  # how far from 1 norms may be that rounding and folding have left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +92,9 @@ class TrainingConfig:
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
-        for name in ("num_normalization_tokens", "max_nan_fallbacks", "num_threshold_tokens"):
+        if self.max_nan_fallbacks < 1:
+            raise ValueError(f"max_nan_fallbacks must be at least 1, got {self.max_nan_fallbacks}")
+        for name in ("num_normalization_tokens", "num_threshold_tokens"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.decoder_init_norm is not None and not self.decoder_init_norm > 0:
@@ -138,6 +143,10 @@ class TrainingResult:
 class NonFiniteActivationsError(ValueError):
     """A batch held NaN or infinity; the state before it is in a checkpoint, from which a run goes on after the
     batch."""
+
+
+class _StreamEndedError(ValueError):
+    """The stream of batches has ended before the training."""
 
 
 class NonFiniteLossError(ValueError):
@@ -307,7 +316,7 @@ class _Run:
     @property
     def in_bfloat16(self) -> bool:
         """Whether matrix products run in bfloat16: asked for, and not given up."""
-        return self.config.autocast and self.num_skipped <= self.config.max_nan_fallbacks
+        return self.config.autocast and self.num_skipped < self.config.max_nan_fallbacks
 
     def lr_factor(self) -> float:
         config = self.config
@@ -327,7 +336,8 @@ class _Run:
         with torch.autocast(device, torch.bfloat16, enabled=self.in_bfloat16):
             terms = self.loss(self.dictionary, batch)
         terms.total.backward()
-        num_frozen = int(self.loss.frozen_share(batch.progress) * self.dictionary.d_sae)
+        d_sae = self.dictionary.d_sae
+        num_frozen = min(int(self.loss.frozen_share(batch.progress) * d_sae), d_sae - 1)  # one is always free
         grad_norm = self.optimizer.prepare(num_frozen)
         lr_factor = self.lr_factor()
         if torch.isfinite(terms.total.detach() + grad_norm):
@@ -369,14 +379,20 @@ class _Run:
             seen.append(self.take())
         x = torch.cat([raw.x for raw, _ in seen])
         target = None if seen[0][1] is None else torch.cat([y for _, y in seen if y is not None])
-        normalizer = measure(self.config.normalization, x, target, self.dictionary)
-        if self.dictionary.b_dec.any():
-            normalizer.unfold_from(self.dictionary)
-        else:
+        is_new = not self.dictionary.b_dec.any()
+        normalizer = (measure if is_new else measure_again)(self.config.normalization, x, target, self.dictionary)
+        if is_new:
             x = normalizer.apply(x)
             target = x if target is None else normalizer.apply_to_target(target)
+            if self.unit_norm:
+                self.dictionary.normalise_decoder()
             initialize(self.dictionary, x, target, self.config, unit_norm=self.unit_norm)
-        self.normalizer = normalizer
+            self.normalizer = normalizer
+        else:
+            normalizer.unfold_from(self.dictionary)
+            self.normalizer = normalizer  # from here on an error folds it back
+            if self.unit_norm and not ((self.dictionary.decoder_norms - 1).abs() < _UNIT).all():
+                self.dictionary.take_up_norms()
         return self.normalised(*seen[-1])
 
     def normalised(self, raw: TrainingBatch, target: Tensor | None) -> Batch:
@@ -391,13 +407,18 @@ class _Run:
         item = next(self.batches, None)
         if item is None:
             done = self.step * self.config.batch_size_tokens
-            raise ValueError(
+            raise _StreamEndedError(
                 f"{self.source} ended after {done} of {self.config.num_tokens} training tokens; give more text"
             )
         batch = item if isinstance(item, TrainingBatch) else TrainingBatch(item)
         x = self.checked(batch.x, self.dictionary.d_in, "d_in")
         target = None
         if batch.target is not None:
+            if self.dictionary.config.apply_b_dec_to_input:
+                raise ValueError(
+                    f"{self.source} gave targets, but a {self.dictionary.architecture} dictionary rebuilds its own input; "
+                    f"for another one train ss.transcoder({type(self.dictionary).__name__})"
+                )
             target = self.checked(batch.target, self.dictionary.d_out, "d_out")
         elif self.dictionary.d_out != self.dictionary.d_in or isinstance(self.dictionary, Transcoder):
             raise ValueError(
@@ -449,7 +470,7 @@ class _Run:
         while len(drawn) * self.config.batch_size_tokens < self.config.num_threshold_tokens:
             try:
                 drawn.append(self.normalised(*self.take()).x)
-            except ValueError:  # the stream has ended: what there is must do
+            except _StreamEndedError:  # what there is must do
                 break
         if drawn:
             self.dictionary.fit_threshold(drawn)
@@ -525,6 +546,7 @@ class _Run:
             return
         if not isinstance(self.batches, Resumable):
             raise ValueError("this stream of batches cannot be resumed: it has no state_dict() and load_state_dict()")
+        self.dictionary.input_normalization = NoNormalization()  # as weights in checkpoints have it
         weights, own = checkpoint.part("dictionary"), self._weights()
         shapes = {name: list(tensor.shape) for name, tensor in own.items()}
         found = {name: list(tensor.shape) for name, tensor in weights.items()}

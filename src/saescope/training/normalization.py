@@ -156,6 +156,28 @@ def measure(name: str, x: Tensor, target: Tensor | None, dictionary: Dictionary)
     return Scale(scale_in, scale_in if target is None else scale_out)
 
 
+def measure_again(name: str, x: Tensor, target: Tensor | None, dictionary: Dictionary) -> Normalizer:
+    """Measure for a dictionary that is trained further: what it keeps as its input normalisation, it keeps.
+
+    Raises:
+        ValueError: the dictionary keeps a normalisation and ``name`` is another one, or the other way round.
+    """
+    kept = dictionary.input_normalization
+    keeps = {LayerNorm: "layer_norm", Whitening: "whitening"}.get(type(kept), "")
+    if keeps and name != keeps:
+        raise ValueError(
+            f'this dictionary keeps {keeps} of its inputs: train it further with normalization = "{keeps}"'
+        )
+    if not keeps and (name == "layer_norm" or (name == "whitening" and dictionary.encoder_rows is None)):
+        raise ValueError(
+            f"this dictionary was trained without {name}, and would compute something else with it; choose another "
+            "normalization"
+        )
+    if isinstance(kept, Whitening):
+        return Whiten(kept.mean.double().cpu(), kept.matrix.double().cpu(), kept.inverse.double().cpu(), 1.0)
+    return measure(name, x, target, dictionary)
+
+
 def normalizer_from(state: dict[str, Any]) -> Normalizer:
     """What :meth:`Normalizer.state_dict` described."""
     settings = {key: value for key, value in state.items() if key != "kind"}

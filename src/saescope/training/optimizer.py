@@ -16,7 +16,7 @@ from saescope.dictionaries import Dictionary
 
 
 class UnitNormAdam:
-    """Adam for one dictionary, with decoder rows of unit norm unless ``unit_norm`` is off."""
+    """Adam for one dictionary, which keeps decoder rows at unit norm unless ``unit_norm`` is off."""
 
     def __init__(
         self,
@@ -44,8 +44,6 @@ class UnitNormAdam:
             groups = [{"params": list(self.parameters.values()), "factor": 1.0}]
         self.adam = torch.optim.Adam(groups, lr=lr, betas=betas, eps=eps, fused=True)
         self.adam.zero_grad()  # what an earlier backward left is no part of this run
-        if unit_norm:
-            dictionary.normalise_decoder()
 
     @torch.no_grad()
     def prepare(self, num_frozen: int = 0) -> Tensor:

@@ -2,7 +2,7 @@
 
 Bricken et al. 2023, "Towards Monosemanticity": every so often each feature that has been silent gets an input of the
 current batch, drawn with probability proportional to its squared loss; its decoder row becomes that input's direction,
-its encoder row the same at 0.2 times the mean norm of living ones, its bias zero, and Adam forgets it.
+its encoder row the same at 0.2 times the mean norm of living ones, biases and thresholds as at first, and Adam forgets it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ def resample(
     directions = F.normalize(x[chosen] - dictionary.b_dec, dim=-1)
     dictionary.W_dec[rows] = directions
     dictionary.encoder_rows[rows] = directions * (_ENCODER_SHARE * dictionary.encoder_rows[~dead].norm(dim=-1).mean())
-    if dictionary.b_enc is not None:
-        dictionary.b_enc[rows] = 0
+    dictionary.reset_features(rows)
     optimizer.forget(rows)
     return rows

@@ -30,6 +30,7 @@ from saescope.training.losses.base import (
     SumOfTerms,
     Term,
     Weight,
+    merged,
     reconstruction_term,
     require,
     share_of_variance,
@@ -71,6 +72,9 @@ class MultiTopK(Term):
         self.times = times
 
     def __call__(self, dictionary: Dictionary, batch: Batch, codes: Codes) -> Tensor:
+        require(
+            hasattr(dictionary.config, "k") and codes.pre is not None, dictionary, "Multi-TopK", ["the TopK family"]
+        )
         k = min(self.times * dictionary.config.k, dictionary.d_sae)  # type: ignore[attr-defined]
         f = dictionary.activate_in_training(_pre(dictionary, codes, "Multi-TopK"), k)
         return share_of_variance(dictionary.decode(f, batch.x), batch.target)
@@ -99,7 +103,7 @@ class GhostGradients(Term):
 
 
 class Reanimation(Term):
-    """Minus the mean pre-activation of dead features: each is pushed up equally, however many there are.
+    """Minus the mean pre-activation of dead features: their push is the same however many features are alive.
 
     This is the corrected form of interpreto's ``DeadNeuronsReanimation``: there a feature counts as dead when it is
     silent in one batch, and the mean is over all features, so that the push on each fades where there are few dead and
@@ -203,7 +207,9 @@ class AuxKLoss(SumOfTerms):
     def __init__(self, config: AuxKConfig) -> None:
         self.config = config
         error = {config.reconstruction: (reconstruction_term(config.reconstruction), 1.0)}
-        super().__init__(error | config.revival() | config.extras(), k=None if config.k_start is None else config.k)
+        super().__init__(
+            merged(error, config.revival(), config.extras()), k=None if config.k_start is None else config.k
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +235,7 @@ class PursuitLoss(SumOfTerms):
         }
         if config.revival_coefficient:
             terms["residual_revival"] = (ResidualRevival(), config.revival_coefficient)
-        super().__init__(terms | config.extras())
+        super().__init__(merged(terms, config.extras()))
 
 
 def _pre(dictionary: Dictionary, codes: Codes, what: str) -> Tensor:

@@ -212,6 +212,17 @@ class NormalisedSquaredError(Term):
         return share_of_variance(codes.x_hat, batch.target)
 
 
+def merged(*parts: Mapping[str, tuple[Term, Weight]]) -> dict[str, tuple[Term, Weight]]:
+    """Terms in one dictionary; ValueError for two of one name."""
+    terms: dict[str, tuple[Term, Weight]] = {}
+    for part in parts:
+        twice = sorted(terms.keys() & part.keys())
+        if twice:
+            raise ValueError(f"the loss has {', '.join(twice)} already; it can not be an extra term")
+        terms |= part
+    return terms
+
+
 def reconstruction_term(name: str) -> Term:
     return SquaredError() if name == "mse" else NormalisedSquaredError()
 

@@ -11,11 +11,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from saescope.dictionaries import Dictionary, Gated
-from saescope.training.losses.base import Batch, Codes, SumOfTerms, Term, reconstruction_term, require, squared_error
+from saescope.training.losses.base import (
+    Batch,
+    Codes,
+    SumOfTerms,
+    Term,
+    merged,
+    reconstruction_term,
+    require,
+    squared_error,
+)
 from saescope.training.losses.sparsity import AnnealedConfig
 
 
@@ -28,9 +36,8 @@ class GateReconstruction(Term):
     """Squared error of the reconstruction from the gate's activations through a frozen decoder."""
 
     def __call__(self, dictionary: Dictionary, batch: Batch, codes: Codes) -> Tensor:
-        with torch.no_grad():
-            offset = dictionary.offset(batch.x)
-        return squared_error(gate_activations(dictionary, codes) @ dictionary.W_dec.detach() + offset, batch.target)
+        frozen = gate_activations(dictionary, codes) @ dictionary.W_dec.detach() + dictionary.offset(batch.x).detach()
+        return squared_error(frozen, batch.target)
 
 
 class GatedLoss(SumOfTerms):
@@ -40,7 +47,7 @@ class GatedLoss(SumOfTerms):
         self.config = config
         error = {config.reconstruction: (reconstruction_term(config.reconstruction), 1.0)}
         gate = {"gate": (GateReconstruction(), 1.0)}
-        super().__init__(error | config.penalty(gate_activations) | gate | config.extras())
+        super().__init__(merged(error, config.penalty(gate_activations), gate, config.extras()))
 
 
 def gate_activations(dictionary: Dictionary, codes: Codes) -> Tensor:

@@ -24,6 +24,7 @@ from saescope.training.losses.base import (
     SumOfTerms,
     Term,
     Weight,
+    merged,
     reconstruction_term,
     require,
 )
@@ -72,7 +73,8 @@ class TanhL0(Term):
         self.scale = scale
 
     def __call__(self, dictionary: Dictionary, batch: Batch, codes: Codes) -> Tensor:
-        return (self.scale * codes.f.abs() * dictionary.decoder_norms).tanh().sum(-1).mean()
+        # without abs(): its slope at 0 would hide the features that the threshold's gradient comes from
+        return (self.scale * codes.f * dictionary.decoder_norms).tanh().sum(-1).mean()
 
 
 class DeadPreActivations(Term):
@@ -96,7 +98,7 @@ class JumpReLULoss(SumOfTerms):
         }
         if config.pre_act_coefficient:
             terms["pre_act"] = (DeadPreActivations(), config.pre_act_coefficient)
-        super().__init__(terms | config.extras())
+        super().__init__(merged(terms, config.extras()))
 
 
 def _jumprelu(dictionary: Dictionary) -> JumpReLU:

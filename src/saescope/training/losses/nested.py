@@ -31,7 +31,7 @@ from torch.utils.checkpoint import checkpoint
 
 from saescope.dictionaries import Dictionary, Matryoshka
 from saescope.training.losses.auxiliary import AuxKConfig
-from saescope.training.losses.base import Batch, Codes, SumOfTerms, Term
+from saescope.training.losses.base import Batch, Codes, SumOfTerms, Term, merged
 from saescope.training.schedules import ramp
 
 _MAX_ROWS = 1 << 16  # decoder rows gathered at once by the Ordered loss
@@ -58,8 +58,10 @@ class MatryoshkaLossConfig(AuxKConfig):
         if self.prefixes == "random":
             return random_prefixes(dictionary.d_sae, self.num_prefixes, seed=self.prefix_seed, step=step)
         own = dictionary.config.widths if isinstance(dictionary, Matryoshka) else ()
+        if not (self.widths or own):
+            raise ValueError(f"a {dictionary.architecture} dictionary has no prefixes; name them in the loss as widths")
         widths = sorted({*(self.widths or own), dictionary.d_sae})
-        if len(widths) < 2 or not widths[0] >= 1 or widths[-1] > dictionary.d_sae:
+        if not widths[0] >= 1 or widths[-1] > dictionary.d_sae:
             raise ValueError(f"widths must lie between 1 and d_sae = {dictionary.d_sae}, got {widths}")
         return widths
 
@@ -163,8 +165,10 @@ def expected_prefix_error(residual: Tensor, f: Tensor, rows: Tensor, probabiliti
     cumulative[-1] = 1.0
     # C(i - 1) for the 1-based feature number i is cumulative[feature]; for an empty slot it is C(K) = 1
     before = cumulative[indices]  # [B, m]
-    shares = torch.diff(before, dim=-1, append=before.new_ones(len(f), 1)).to(f.dtype)  # weight of |r_j|^2, j = 1 ... m
-    nothing = before[:, 0].to(f.dtype) * residual.square().sum(-1)  # r_0
+    shares = torch.diff(before, dim=-1, append=before.new_ones(len(f), 1)).to(
+        residual.dtype
+    )  # weight of |r_j|^2, j = 1 ... m
+    nothing = before[:, 0].to(residual.dtype) * residual.square().sum(-1)  # r_0
     step = max(1, _MAX_ROWS // m)
     parts = []
     for i in range(0, len(f), step):
@@ -193,7 +197,7 @@ class MatryoshkaLoss(SumOfTerms):
     def __init__(self, config: MatryoshkaLossConfig) -> None:
         self.config = config
         super().__init__(
-            {"nested": (NestedError(config), 1.0)} | config.revival() | config.extras(),
+            merged({"nested": (NestedError(config), 1.0)}, config.revival(), config.extras()),
             k=None if config.k_start is None else config.k,
         )
 
@@ -203,7 +207,8 @@ class OrderedLoss(SumOfTerms):
 
     def __init__(self, config: OrderedConfig) -> None:
         self.config = config
-        super().__init__({"ordered": (OrderedError(config), 1.0)} | config.revival() | config.extras(), k=config.k)
+        terms = merged({"ordered": (OrderedError(config), 1.0)}, config.revival(), config.extras())
+        super().__init__(terms, k=config.k)
 
     def frozen_share(self, progress: float) -> float:
         """Units freeze in order, evenly between ``sweep_start`` and ``sweep_end``: the share that stands still."""

@@ -24,6 +24,7 @@ from saescope.training.losses.base import (
     SumOfTerms,
     Term,
     Weight,
+    merged,
     reconstruction_term,
 )
 
@@ -115,35 +116,45 @@ class AnnealedLp(Remembering):
         self._latest: tuple[Tensor, Tensor] | None = None
 
     def update_steps(self, num_steps: int) -> list[int]:
-        """Steps after which p takes its values in turn; the last is a step of the run, so that p_end is reached."""
-        first, last = int(self.start * num_steps), min(int(self.end * num_steps), num_steps - 1)
+        """Steps after which p takes its values in turn; the last is early enough for a step at ``p_end``."""
+        last = max(0, min(int(self.end * num_steps), num_steps - 2))
+        first = min(int(self.start * num_steps), last)
         n = len(self.exponents)
         return [first + (last - first) * i // (n - 1) for i in range(n)]
 
     def __call__(self, dictionary: Dictionary, batch: Batch, codes: Codes) -> Tensor:
         f = self.of(dictionary, codes)
-        if self.decoder_norm:
-            f = f * dictionary.decoder_norms
-        value = power_sum(f, self.p)
+        if self.p == 1:  # exactly the L1 term
+            value = L1(decoder_norm=self.decoder_norm, of=self.of)(dictionary, batch, codes)
+        weighted = f * dictionary.decoder_norms if self.decoder_norm else f
+        if self.p != 1:
+            value = power_sum(weighted, self.p)
         with torch.no_grad():
-            self._latest = value.detach(), power_sum(f.detach(), self._next_p())
+            self._latest = value.detach(), power_sum(weighted.detach(), self._next_p(batch))
         return self.scale * value
 
-    def _next_p(self) -> float:
-        return self.exponents[min(self.done, len(self.exponents) - 1)]
+    def _due(self, batch: Batch) -> int:
+        """Updates that are to be made when this step is done."""
+        return max(self.done, sum(step <= batch.step for step in self.update_steps(batch.num_steps)))
+
+    def _next_p(self, batch: Batch) -> float:
+        """The value that p takes next: after this step, or later."""
+        due = self._due(batch)
+        return self.exponents[due - 1 if due > self.done else min(self.done, len(self.exponents) - 1)]
 
     def after_step(self, batch: Batch) -> None:
         if self._latest is None:
             return
         self.seen.append((float(self._latest[0]), float(self._latest[1])))
         self._latest = None
-        steps = self.update_steps(batch.num_steps)
-        due = sum(step <= batch.step for step in steps)
+        due = self._due(batch)
         if due > self.done:
+            if due - self.done > 1:  # so short a run that p falls by several values: only this step looked that far
+                self.seen = deque([self.seen[-1]], maxlen=_NUM_REMEMBERED)
             now, then = (sum(column) for column in zip(*self.seen, strict=True))
-            skipped = due - self.done > 1  # a run so short that p falls by several values at once
+            if self.exponents[due - 1] != self.p and then > 0:  # the first update leaves p at 1
+                self.scale *= now / then
             self.p = self.exponents[due - 1]
-            self.scale *= now / then if then > 0 and not skipped else 1.0
             self.done = due
             self.seen.clear()  # what comes next is compared at other exponents
 
@@ -166,7 +177,7 @@ class L1Loss(SumOfTerms):
     def __init__(self, config: L1Config) -> None:
         self.config = config
         error = {config.reconstruction: (reconstruction_term(config.reconstruction), 1.0)}
-        super().__init__(error | config.penalty() | config.extras())
+        super().__init__(merged(error, config.penalty(), config.extras()))
 
 
 def _pair(row: Sequence[float]) -> tuple[float, float]:
