@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -13,12 +14,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
-from saescope.activations import ActivationBatch, ActivationStream, StreamConfig, TokenWindows, WindowConfig
+from saescope.activations import ActivationBatch, ActivationStream, SideBySide, StreamConfig, TokenWindows, WindowConfig
+from saescope.dictionaries import Dictionary, architecture
 from saescope.models import HookPointError, LanguageModel
+from saescope.training import TrainingBatch, TrainingConfig, train
 
 HOOK, OTHER = "transformer.h.1", "blocks.2.hook_resid_pre"
+WIDE = "transformer.h.0.mlp.c_fc"  # 64 wide, the others are 16 wide
 Make = Callable[..., ActivationStream]
 
 
@@ -243,6 +247,193 @@ def test_one_hook_point_alone(make: Make) -> None:
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
     with pytest.raises(ValueError, match=f"the stream reads {HOOK}, .*not transformer.h.0"):
         stream.at("transformer.h.0")
+
+
+def pieces(item: Any) -> list[Tensor]:
+    return [item.x, item.target] if isinstance(item, TrainingBatch) else [item]
+
+
+def test_a_pair_is_input_and_target_of_the_same_tokens(make: Make, tiny: LanguageModel, text: TokenWindows) -> None:
+    pairs = make(hook_points=[WIDE, HOOK, OTHER]).pair(HOOK, WIDE)
+    plain = make(hook_points=[WIDE, HOOK, OTHER])
+    inputs, outputs = (read_window_by_window(tiny, text, name) for name in (HOOK, WIDE))
+    for batch in take(plain, 9):
+        pair = next(pairs)
+        assert isinstance(pair, TrainingBatch)
+        assert pair.context is None
+        assert torch.equal(pair.x, batch.values[HOOK])
+        assert pair.target is not None
+        assert torch.equal(pair.target, batch.values[WIDE])
+        for place, position in enumerate(batch.positions.tolist()):
+            torch.testing.assert_close(pair.x[place], inputs[position], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(pair.target[place], outputs[position], atol=1e-5, rtol=1e-4)
+
+
+def test_joined_lays_hook_points_side_by_side_in_the_order_given(make: Make) -> None:
+    """The order of the call, not that of the stream: a crosscoder's sources are told apart by their place."""
+    names = [HOOK, OTHER, WIDE]
+    batch = next(make(hook_points=names))
+    for order in ([WIDE, HOOK], [HOOK, WIDE], [OTHER, WIDE, HOOK]):
+        joined = next(make(hook_points=names).joined(order))
+        assert isinstance(joined, Tensor)
+        start = 0
+        for name in order:
+            width = batch.values[name].shape[1]
+            assert torch.equal(joined[:, start : start + width], batch.values[name])
+            start += width
+        assert joined.shape == (50, start)
+
+
+def test_views_resume_like_the_stream_behind_them(make: Make) -> None:
+    def views(stream: ActivationStream) -> list[Any]:
+        return [stream.at(WIDE), stream.pair(HOOK, WIDE), stream.joined([WIDE, HOOK])]
+
+    def stream() -> ActivationStream:
+        return make(hook_points=[HOOK, WIDE])
+
+    for number in range(3):
+        whole, states, straight = views(stream())[number], [], []
+        for _ in range(12):
+            states.append(whole.state_dict())
+            straight.append(pieces(next(whole)))
+        for step in (0, 3, 4, 11):
+            resumed = views(stream())[number]
+            next(resumed)
+            resumed.load_state_dict(states[step])
+            for expected in straight[step:]:
+                assert all(torch.equal(a, b) for a, b in zip(pieces(next(resumed)), expected, strict=True))
+
+
+def test_a_view_of_what_the_stream_does_not_read_is_refused(make: Make) -> None:
+    stream = make(hook_points=[HOOK, OTHER])
+    words = f"the stream reads {HOOK}, {OTHER}, not {WIDE}"
+    for ask in (
+        lambda: stream.at(WIDE), lambda: stream.pair(WIDE, HOOK), lambda: stream.pair(HOOK, WIDE),
+        lambda: stream.joined([HOOK, WIDE]),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            ask()
+
+
+@pytest.fixture(scope="module")
+def second(tokenizer: Any) -> LanguageModel:
+    """Another model that reads the same tokens: 2 layers, 24 wide."""
+    torch.manual_seed(1)
+    config = GPT2Config(
+        vocab_size=320, n_positions=32, n_embd=24, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0,
+        initializer_range=0.3,
+    )  # fmt: skip
+    return LanguageModel(GPT2LMHeadModel(config), tokenizer, "second")
+
+
+def test_side_by_side_holds_two_models_values_of_the_same_tokens(
+    make: Make, tiny: LanguageModel, second: LanguageModel, text: TokenWindows
+) -> None:
+    positions = [batch.positions.tolist() for batch in take(make(), 30)]
+    assert sum(map(len, positions)) > 2 * text.num_tokens  # into the third pass
+    both = SideBySide([make(hook_points=[HOOK, WIDE]), make(model=second, hook_points=["transformer.h.0"])])
+    parts = [
+        read_window_by_window(model, text, name)
+        for model, name in ((tiny, HOOK), (tiny, WIDE), (second, "transformer.h.0"))
+    ]
+    for tokens in positions:
+        x = next(both)
+        assert x.shape == (50, 16 + 64 + 24)
+        expected = torch.stack([torch.cat([part[position] for part in parts]) for position in tokens])
+        torch.testing.assert_close(x, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_side_by_side_refuses_streams_of_other_tokens(
+    make: Make, second: LanguageModel, text: TokenWindows, documents: Any, tokenizer: Any
+) -> None:
+    longer = TokenWindows.build(documents[:7], tokenizer, text.config)
+    others = (
+        {"seed": 1}, {"batch": 40}, {"buffer_size_tokens": 150}, {"windows": longer},
+        {"exclude_special_tokens": False},
+    )  # fmt: skip
+    for change in others:
+        streams = [make(), make(**{"model": second, "hook_points": ["transformer.h.0"], **change})]
+        with pytest.raises(ValueError, match="the streams do not give the same tokens; they need the same windows"):
+            take(SideBySide(streams), 30)  # type: ignore[arg-type]
+    whole = [make(batch=text.num_tokens, buffer_size_tokens=10_000, seed=seed) for seed in (0, 1)]
+    with pytest.raises(ValueError, match="the streams do not give the same tokens"):
+        next(SideBySide(whole))  # the same in every batch, in another order
+    stream = make()
+    with pytest.raises(ValueError, match="the streams do not give the same tokens"):
+        next(SideBySide([stream, stream]))  # it goes on between the two
+    with pytest.raises(ValueError, match="give at least one stream"):
+        SideBySide([])
+
+
+def test_side_by_side_refuses_another_text_of_the_same_layout(make: Make, text: TokenWindows) -> None:
+    """Every place is there in both texts; only the tokens at them differ."""
+    shifted = np.where(np.isin(text.tokens, list(text.special_ids)), text.tokens, (text.tokens + 1) % 319 + 1)
+    other = dataclasses.replace(text, tokens=shifted.astype(text.tokens.dtype))
+    assert other.num_tokens == text.num_tokens
+    with pytest.raises(ValueError, match="the streams do not give the same tokens"):
+        take(SideBySide([make(), make(other)]), 3)  # type: ignore[arg-type]
+
+
+def test_side_by_side_resumes_bit_for_bit(make: Make, second: LanguageModel, text: TokenWindows) -> None:
+    def streams() -> list[ActivationStream]:
+        """Eleven, so that one number begins with another."""
+        return [
+            make(hook_points=[HOOK, OTHER]), *(make(model=second, hook_points=["transformer.h.0"]) for _ in range(9)),
+            make(hook_points=[WIDE]),
+        ]  # fmt: skip
+
+    whole, states, straight = SideBySide(streams()), [], []
+    for _ in range(2 * text.num_tokens // 50 + 2):
+        states.append(whole.state_dict())
+        straight.append(next(whole))
+    for step in (0, 1, 5, len(states) - 2):
+        values = {name: value for name, value in states[step].items() if not isinstance(value, Tensor)}
+        tensors = {name: value for name, value in states[step].items() if isinstance(value, Tensor)}
+        resumed = SideBySide(streams())
+        next(resumed)
+        resumed.load_state_dict({**json.loads(json.dumps(values)), **tensors})
+        for expected in straight[step : step + 4]:
+            assert torch.equal(next(resumed), expected)
+
+
+def build(name: str, **widths: Any) -> Dictionary:
+    cls = architecture(name)
+    k = {} if name == "transcoder" else {"k": 3}
+    return cls(cls.Config(d_sae=32, **k, **widths), seed=0)
+
+
+@pytest.mark.parametrize("kind", ["pair", "joined", "side by side"])
+def test_training_on_a_view_resumes_to_the_same_weights(
+    make: Make, second: LanguageModel, tmp_path: Any, kind: str
+) -> None:
+    def parts() -> tuple[Dictionary, Any]:
+        if kind == "pair":
+            return build("transcoder", d_in=16, d_out=64), make(hook_points=[HOOK, WIDE]).pair(HOOK, WIDE)
+        if kind == "joined":
+            widths = {"d_in": 80, "source_widths": (16, 64)}
+            return build("topk_crosscoder", **widths), make(hook_points=[HOOK, WIDE]).joined([HOOK, WIDE])
+        widths = {"d_in": 40, "source_widths": (16, 24)}
+        streams = SideBySide([make(), make(model=second, hook_points=["transformer.h.0"])])
+        return build("topk_crosscoder", **widths), streams
+
+    config = TrainingConfig(
+        num_tokens=20 * 50, batch_size_tokens=50, num_warmup_steps=2, checkpoint_every_n_steps=7, log_every_n_steps=50
+    )
+    whole, batches = parts()
+    train(whole, batches, config)
+    stopped, batches = parts()
+
+    def stop(done: int, total: int) -> None:
+        if done == 11:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(stopped, batches, config, folder=tmp_path, on_step=stop)
+    resumed, batches = parts()
+    train(resumed, batches, config, folder=tmp_path, resume=True)
+    for name, parameter in whole.named_parameters():
+        assert parameter.equal(resumed.get_parameter(name)), name
+        assert not parameter.equal(stopped.get_parameter(name)), name
 
 
 @pytest.mark.parametrize("buffer", [300, 1000, 2500])

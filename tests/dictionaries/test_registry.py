@@ -40,13 +40,12 @@ def test_the_registry_that_is_given_out_is_a_copy():
 
 @pytest.mark.parametrize(("name", "near"), [("topp", "topk"), ("rellu", "relu"), ("TopK", "topk")])
 def test_an_unknown_name_is_answered_with_the_nearest(name, near):
-    known = ", ".join(sorted(architectures()))
-    with pytest.raises(ValueError, match=rf"architecture '{name}': did you mean '{near}'.*\? known are {known}$"):
+    with pytest.raises(ValueError, match=rf"unknown architecture '{name}': did you mean '{near}'.*\? .*--plugin"):
         architecture(name)
 
 
 def test_a_name_like_no_other_gets_the_list():
-    with pytest.raises(ValueError, match=r"unknown architecture 'zzz': known are abs_topk, .*, transcoder$"):
+    with pytest.raises(ValueError, match=r"unknown architecture 'zzz': known are abs_topk, .*, transcoder\. "):
         architecture("zzz")
 
 

@@ -7,11 +7,12 @@ whole windows instead of shuffled tokens, and gradients through the model, whose
 
     stream = EndToEndStream(model, windows, hook_point, batch_size_windows=8)
     loss = SumOfTerms({"kl": (OutputTerm(output_divergence(model, hook_point)), 1.0), "l1": (L1(), 0.1)})
-    train(dictionary, stream, TrainingConfig(batch_size_tokens=stream.batch_size_tokens, normalization="none", ...),
-    loss=loss)
+    config = TrainingConfig(num_tokens=..., batch_size_tokens=stream.batch_size_tokens)
+    train(dictionary, stream, config, loss=loss)
 
-Every token of a window is rebuilt but special ones, which keep their own activations; only whole windows are used, so
-that batches have one size.
+Every token of a window is rebuilt but special ones, which keep their own activations. Only windows with the largest
+number of other tokens are used, so that batches have one size; windows that hold the end of a document are left out
+where a special token marks it.
 
 W  windows in a batch, T  tokens in a window, V  vocabulary.
 """
@@ -40,6 +41,7 @@ class OutputContext:
 
     ids: Tensor  # [W, T]
     keep: Tensor  # bool, [W, T]: tokens whose activations are in the batch, in the order of the text
+    attention: Tensor | None = None  # bool, [W, T]: not padding; None: nothing is
 
 
 class EndToEndStream(Iterator[TrainingBatch]):
@@ -80,10 +82,10 @@ class EndToEndStream(Iterator[TrainingBatch]):
         order = self._whole[torch.randperm(len(self._whole), generator=generator)]
         rows = order[place * self.batch_size_windows : (place + 1) * self.batch_size_windows]
         batch = self.windows.batch(rows.numpy())
-        x = self.model.read(batch.ids, [self.hook_point])[self.hook_point]
+        x = self.model.read(batch.ids, [self.hook_point], attention_mask=batch.attention)[self.hook_point]
         keep = batch.keep.to(x.device)
         self._drawn += 1
-        return TrainingBatch(x[keep].float(), context=OutputContext(batch.ids, keep))
+        return TrainingBatch(x[keep].float(), context=OutputContext(batch.ids, keep, batch.attention.to(x.device)))
 
     def state_dict(self) -> dict[str, Any]:
         return {"drawn": self._drawn}
@@ -98,7 +100,7 @@ def output_divergence(model: LanguageModel, hook_point: str) -> Callable[[Tensor
 
     def loss(x_hat: Tensor, context: OutputContext) -> Tensor:
         with torch.no_grad():
-            clean = F.log_softmax(model.logits(context.ids).float(), dim=-1)
+            clean = F.log_softmax(model.logits(context.ids, attention_mask=context.attention).float(), dim=-1)
         changed = F.log_softmax(_spliced(model, hook_point, x_hat, context).float(), dim=-1)
         return (clean.exp() * (clean - changed)).sum(-1)[context.keep].mean()
 
@@ -111,6 +113,8 @@ def output_cross_entropy(model: LanguageModel, hook_point: str) -> Callable[[Ten
     def loss(x_hat: Tensor, context: OutputContext) -> Tensor:
         logits = _spliced(model, hook_point, x_hat, context)[:, :-1]
         counted = context.keep[:, :-1]  # predictions from rebuilt tokens
+        if context.attention is not None:
+            counted = counted & context.attention[:, 1:]  # of text
         return F.cross_entropy(logits[counted].float(), context.ids[:, 1:].to(logits.device)[counted])
 
     return loss
@@ -122,7 +126,14 @@ def _spliced(model: LanguageModel, hook_point: str, x_hat: Tensor, context: Outp
     if frozen:  # gradients are for the dictionary alone
         model.module.requires_grad_(False)
 
+    wanted = [int(context.keep.sum()), model.width(hook_point)]
+    if list(x_hat.shape) != wanted:
+        raise ValueError(
+            f"a reconstruction of {wanted} (tokens, width of {hook_point}) is needed here, got {list(x_hat.shape)}; "
+            "do stream and loss have the same hook point?"
+        )
+
     def splice(x: Tensor) -> Tensor:
         return x.masked_scatter(context.keep[..., None], x_hat.to(x.dtype))
 
-    return model.logits(context.ids, edits={hook_point: splice})
+    return model.logits(context.ids, attention_mask=context.attention, edits={hook_point: splice})

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -185,6 +186,8 @@ class View(Iterator[Tensor | TrainingBatch]):
     """
 
     def __init__(self, stream: ActivationStream, hook_points: Sequence[str], target: str | None = None) -> None:
+        if isinstance(hook_points, str) or not hook_points:
+            raise ValueError(f"hook_points is a list of at least one name, not {hook_points!r}")
         for name in (*hook_points, *([target] if target else [])):
             if name not in stream.hook_points:
                 raise ValueError(f"the stream reads {', '.join(stream.hook_points)}, not {name}")
@@ -213,6 +216,9 @@ class SideBySide(Iterator[Tensor]):
         self.streams = list(streams)
         if not self.streams:
             raise ValueError("nothing to put side by side: give at least one stream")
+        tokens = [np.asarray(stream.windows.tokens) for stream in self.streams]
+        if any(not np.array_equal(other, tokens[0]) for other in tokens[1:]):
+            raise ValueError("the streams do not give the same tokens; they need the same windows, of one tokenizer")
 
     def __next__(self) -> Tensor:
         batches = [next(stream) for stream in self.streams]

@@ -27,6 +27,7 @@ def load_plugins(files: Sequence[Path] | None) -> None:
         sys.modules[name] = module  # dataclasses look their module up
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[name]
-            raise ValueError(f"the plugin {file} failed: {type(error).__name__}: {error}") from error
+            words = " ".join(str(error).split())
+            raise ValueError(f"the plugin {file} failed: {type(error).__name__}: {words}") from error

@@ -84,6 +84,9 @@ class RunConfig:
         """A fresh dictionary for hook points of these widths."""
         settings = dict(self.dictionary)
         cls = architecture(settings.pop("architecture"))
+        for name in ("d_in", "d_out", "source_widths"):
+            if name in settings:
+                raise ValueError(f"dictionary: {name} follows from the hook points; leave it out")
         settings["d_in"] = sum(widths[name] for name in self.reads)
         if issubclass(cls, Crosscoder):
             settings["source_widths"] = tuple(widths[name] for name in self.reads)
@@ -98,7 +101,9 @@ class RunConfig:
         if issubclass(cls, Crosscoder):
             if self.hook_point or self.hook_point_out or len(self.hook_points) < 2:
                 raise ValueError(f"{source}: {name} reads several hook points; name them as hook_points = [...] alone")
-        elif self.hook_points or not self.hook_point:
+        elif self.hook_points:
+            raise ValueError(f"{source}: hook_points is for crosscoders; {name} reads one hook_point")
+        elif not self.hook_point:
             raise ValueError(f"{source}: hook_point is missing; name the one that {name} reads")
         elif issubclass(cls, Transcoder) != bool(self.hook_point_out):
             raise ValueError(f"{source}: hook_point_out goes with transcoders, and with them alone; this is {name}")

@@ -75,7 +75,7 @@ def setting_of(
     if model:
         setting = replace(setting, model=replace(setting.model, name=model))
     if hook_point:
-        setting = replace(setting, reads=tuple(hook_point.split(",")))
+        setting = replace(setting, reads=tuple(name.strip() for name in hook_point.split(",")))
     if dataset or split or column:
         text = setting.dataset if not dataset else DatasetConfig(name=dataset)
         text = replace(text, column=column or text.column)

@@ -378,5 +378,10 @@ def architecture(name: str) -> type[Dictionary]:
     if name in _ARCHITECTURES:
         return _ARCHITECTURES[name]
     near = difflib.get_close_matches(name, _ARCHITECTURES, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    raise ValueError(f"unknown architecture {name!r}: {hint}known are {', '.join(sorted(_ARCHITECTURES))}")
+    hint = (
+        f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {', '.join(sorted(_ARCHITECTURES))}."
+    )
+    raise ValueError(
+        f"unknown architecture {name!r}: {hint} One of your own has to be registered first (on the command line: "
+        "--plugin FILE)"
+    )

@@ -179,8 +179,11 @@ def _class_of(config: dict[str, Any], folder: Path) -> type[Dictionary]:
         return known[noted]
     by_name = {cls.saelens_name: cls for cls in known.values() if cls.opens_saelens_name}
     if not isinstance(name, str) or name not in by_name:
+        own = ""
+        if isinstance(name, str) and name.startswith("saescope/"):
+            own = ". An architecture of your own has to be registered first (on the command line: --plugin FILE)"
         near = difflib.get_close_matches(str(name), by_name, n=3, cutoff=0.4) or sorted(by_name)
-        raise ValueError(f"{folder}: cfg.json has architecture {name!r}; this version opens {', '.join(near)}")
+        raise ValueError(f"{folder}: cfg.json has architecture {name!r}; this version opens {', '.join(near)}{own}")
     return by_name[name]
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saescope.activations import TokenWindows, WindowBatch
-from saescope.dictionaries import Dictionary, Transcoder
+from saescope.dictionaries import Crosscoder, Dictionary, Transcoder
 from saescope.metrics import FiringMeter, Reconstruction, ReconstructionMeter, Sparsity, loss_recovered
 
 if TYPE_CHECKING:
@@ -154,6 +154,10 @@ class _Sites:
         reads = (hook_point,) if isinstance(hook_point, str) else tuple(hook_point)
         if isinstance(dictionary, Transcoder) and hook_point_out is None:
             raise ValueError("a transcoder rebuilds another hook point than it reads; name it as hook_point_out")
+        if hook_point_out is not None and dictionary.config.apply_b_dec_to_input:
+            raise ValueError(
+                f"a {dictionary.architecture} dictionary rebuilds what it reads; hook_point_out is for transcoders"
+            )
         writes = reads if hook_point_out is None else (hook_point_out,)
         for names, what, wanted in ((reads, "d_in", dictionary.d_in), (writes, "d_out", dictionary.d_out)):
             width = sum(model.width(name) for name in names)
@@ -161,6 +165,13 @@ class _Sites:
                 raise ValueError(
                     f"the dictionary has {what} = {wanted}, but {', '.join(names)} of {model.name} has width {width}; "
                     "name the hook point that it was trained on"
+                )
+        if isinstance(dictionary, Crosscoder):
+            widths = [model.width(name) for name in reads]
+            if widths != list(dictionary.config.source_widths):
+                raise ValueError(
+                    f"the crosscoder reads sources of widths {list(dictionary.config.source_widths)}, but "
+                    f"{', '.join(reads)} of {model.name} have {widths}; name its hook points in their order"
                 )
         return cls(reads, writes, tuple(model.width(name) for name in writes))
 

@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TextIO, runtime_checkable
 
@@ -399,7 +400,8 @@ class _Run:
         assert self.normalizer is not None
         x = self.normalizer.apply(raw.x)
         y = x if target is None else self.normalizer.apply_to_target(target)
-        return Batch(x, y, self.dead, self.step, self.config.num_steps, raw.context)
+        to_raw = partial(self.normalizer.undo, x=raw.x, crossing=target is not None)
+        return Batch(x, y, self.dead, self.step, self.config.num_steps, raw.context, to_raw)
 
     def take(self) -> tuple[TrainingBatch, Tensor | None]:
         """A batch from the stream, and what it is to rebuild if that is another activation; in the dictionary's

@@ -39,6 +39,14 @@ class Normalizer(ABC):
         """Raw to normalised targets of a transcoder, ``[B, d_out]``."""
         return self.scale_out * y
 
+    def undo(self, x_hat: Tensor, x: Tensor, *, crossing: bool) -> Tensor:
+        """Normalised reconstructions to raw ones; ``x`` are the raw inputs, ``crossing`` says that it is a transcoder."""
+        return x_hat / self.scale_out if crossing else self.undo_own(x_hat, x)
+
+    @abstractmethod
+    def undo_own(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        """The same for a dictionary that rebuilds its own input."""
+
     scale_out: float = 1.0
 
     @abstractmethod
@@ -63,6 +71,9 @@ class Scale(Normalizer):
 
     def apply(self, x: Tensor) -> Tensor:
         return x * (self.scale_in if self.per_dimension is None else self.per_dimension.to(x))
+
+    def undo_own(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        return x_hat / (self.scale_in if self.per_dimension is None else self.per_dimension.to(x_hat))
 
     def fold_into(self, dictionary: Dictionary) -> None:
         if self.per_dimension is None:
@@ -90,6 +101,9 @@ class PerTokenLayerNorm(Normalizer):
     def apply(self, x: Tensor) -> Tensor:
         return LayerNorm().normalise(x)
 
+    def undo_own(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        return LayerNorm().undo(x_hat, x)
+
     def fold_into(self, dictionary: Dictionary) -> None:
         dictionary.input_normalization = LayerNorm()
         if self.scale_out != 1:
@@ -112,6 +126,9 @@ class Whiten(Normalizer):
 
     def apply(self, x: Tensor) -> Tensor:
         return (x - self.mean.to(x)) @ self.matrix.to(x)
+
+    def undo_own(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        return x_hat @ self.inverse.to(x_hat) + self.mean.to(x_hat)
 
     def fold_into(self, dictionary: Dictionary) -> None:
         if dictionary.encoder_rows is None:

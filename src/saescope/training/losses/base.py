@@ -33,6 +33,7 @@ class Batch:
     step: int = 0  # from 0
     num_steps: int = 1
     context: Any = None  # what the stream gave beside the activations, for losses on the model's output
+    to_raw: Callable[[Tensor], Tensor] = lambda x_hat: x_hat  # reconstructions in units of raw activations
 
     @property
     def progress(self) -> float:

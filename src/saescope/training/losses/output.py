@@ -20,8 +20,7 @@ from saescope.training.losses.base import Batch, Codes, SumOfTerms, Term
 class OutputTerm(Term):
     """What the model's output loses when it goes on from the reconstruction: ``function(x_hat, context)``, a scalar.
 
-    The reconstruction arrives in the units in which the dictionary trains; ``scale``, if the loop uses one, is undone
-    by training with ``normalization = "none"``, which end-to-end losses ask for.
+    The reconstruction is given in units of raw activations, whatever normalisation the dictionary trains in.
     """
 
     def __init__(self, function: Callable[[Tensor, Any], Tensor]) -> None:
@@ -33,7 +32,7 @@ class OutputTerm(Term):
                 "a loss on the model's output needs a stream that gives the context of each batch: "
                 "TrainingBatch(x, context=...)"
             )
-        return self.function(codes.x_hat, batch.context)
+        return self.function(batch.to_raw(codes.x_hat), batch.context)
 
 
 class FunctionTerm(Term):
