@@ -86,7 +86,9 @@ class SteeredL1(Loss):
 
     def __init__(self, target_l0: float, coefficient: float = 0.1, *, rate: float = 0.005, until: float = 0.8) -> None:
         self.target_l0, self.coefficient, self.rate, self.until = target_l0, coefficient, rate, until
-        self._sum = SumOfTerms({"mse": (SquaredError(), 1.0), "l1": (L1(decoder_norm=False), lambda _: self.coefficient)})
+        self._sum = SumOfTerms(
+            {"mse": (SquaredError(), 1.0), "l1": (L1(decoder_norm=False), lambda _: self.coefficient)}
+        )
         self._l0: float | None = None
 
     def __call__(self, dictionary: Dictionary, batch: Batch) -> LossTerms:
