@@ -272,7 +272,8 @@ def test_a_recipe_that_names_a_plugin_is_refused_unread(cli, own_recipe, trap, t
 def test_an_architecture_that_reads_like_a_file_is_only_a_name(cli, own_recipe, trap, tmp_path, form):
     name = form.format(path=trap)
     refused(
-        cli("train", own_recipe, "--output", tmp_path / "run", "-o", f'dictionary.architecture="{name}"'), "unknown architecture"
+        cli("train", own_recipe, "--output", tmp_path / "run", "-o", f'dictionary.architecture="{name}"'),
+        "unknown architecture",
     )
     assert not (tmp_path / "mark").exists()
 

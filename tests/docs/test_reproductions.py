@@ -227,3 +227,9 @@ def test_the_hash_covers_the_upper_half_of_a_study_and_the_sources(tmp_path):
     (sources / "b.py").unlink()
     study.write_text("one = 2\nBARS = ()\n")
     assert code_hash(study, [sources]) != first
+
+
+def test_a_bar_in_a_cell_does_not_end_it():
+    from reproductions.page import table
+
+    assert table(["|x|"], [["a"]]) == "| \\|x\\| |\n|---|\n| a |\n"
