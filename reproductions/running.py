@@ -131,8 +131,12 @@ def _run_in_pools(file: Path, runs: Sequence[Run], jobs: int, code: str, keep: C
             broken = False
             while (waiting and not broken) or under_way:
                 while waiting and not broken and len(under_way) < jobs:
-                    run = waiting.pop(0)
-                    under_way[pool.submit(_compute, str(file), run)] = run
+                    try:
+                        future = pool.submit(_compute, str(file), waiting[0])
+                    except BrokenProcessPool:  # a process died just now; what was under way will say so too
+                        broken = True
+                    else:
+                        under_way[future] = waiting.pop(0)
                 for future in wait(under_way, return_when=FIRST_COMPLETED).done:
                     run = under_way.pop(future)
                     try:

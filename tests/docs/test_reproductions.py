@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,8 @@ class Toy:
 
     def write(self, source: str) -> None:
         (self.folder / "toy.py").write_text(source)
+        # a compiled file is taken for current when size and second of the source are the same
+        shutil.rmtree(self.folder / "__pycache__", ignore_errors=True)
 
     def go(self, jobs: int = 1) -> int:
         """Run what is missing; the exit code."""
