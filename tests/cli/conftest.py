@@ -107,3 +107,26 @@ def trained(recipe, tmp_path_factory) -> Path:
         main()
     patch.undo()
     return folder
+
+
+@pytest.fixture
+def stopped_train(cli, monkeypatch):
+    """Runs ``saescope train ARGUMENTS`` until the optimizer is to make a certain step, the first being 1: there it fails."""
+    import saescope.training.loop as loop
+
+    def run(at_step, *arguments):
+        made, original = 0, loop.UnitNormAdam.step
+
+        def step(self, *settings):
+            nonlocal made
+            made += 1
+            if made == at_step:
+                raise OSError("the power went off")
+            return original(self, *settings)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop.UnitNormAdam, "step", step)
+            ran = cli("train", *arguments)
+        assert (ran.code, made) == (2, at_step), ran.err
+
+    return run

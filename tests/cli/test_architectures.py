@@ -165,22 +165,9 @@ def test_the_sources_of_a_crosscoder_as_an_option(cli, run_of, tmp_path, comma):
 
 
 @pytest.mark.parametrize("name", ["matryoshka", "topk_skip_transcoder", "batch_topk_crosscoder"])
-def test_resume_gives_the_run_that_was_never_stopped(cli, run_of, recipe_of, tmp_path, monkeypatch, name):
-    import saescope.training.loop as loop
-
+def test_resume_gives_the_run_that_was_never_stopped(cli, run_of, recipe_of, tmp_path, stopped_train, name):
     options = ["--output", tmp_path / "run", "-o", "training.checkpoint_every_n_steps=10"]
-    count, original = 0, loop.UnitNormAdam.step
-
-    def step(self, *arguments):
-        nonlocal count
-        count += 1
-        if count == 24:
-            raise OSError("the power went off")
-        return original(self, *arguments)
-
-    monkeypatch.setattr(loop.UnitNormAdam, "step", step)
-    assert cli("train", recipe_of(name), *options).code == 2
-    monkeypatch.setattr(loop.UnitNormAdam, "step", original)
+    stopped_train(24, recipe_of(name), *options)
     ran = cli("train", recipe_of(name), *options, "--resume")
     assert ran.code == 0, ran.err
     whole, resumed = (load_dictionary(folder / "dictionary") for folder in (run_of(name), tmp_path / "run"))

@@ -125,23 +125,10 @@ def test_overwrite_replaces_the_run_and_nothing_else(cli, recipe, tmp_path):
     assert (folder / "notes.md").read_text() == "mine"
 
 
-def test_resume_gives_the_run_that_was_never_stopped(cli, recipe, trained, tmp_path, monkeypatch):
-    import saescope.training.loop as loop
-
+def test_resume_gives_the_run_that_was_never_stopped(cli, recipe, trained, tmp_path, stopped_train):
     folder = tmp_path / "run"
     options = ["--output", folder, "-o", "training.checkpoint_every_n_steps=4"]
-    count, original = 0, loop.UnitNormAdam.step
-
-    def step(self, *arguments):
-        nonlocal count
-        count += 1
-        if count == 7:
-            raise OSError("the power went off")
-        return original(self, *arguments)
-
-    monkeypatch.setattr(loop.UnitNormAdam, "step", step)
-    assert cli("train", recipe, *options).code == 2
-    monkeypatch.setattr(loop.UnitNormAdam, "step", original)
+    stopped_train(7, recipe, *options)
     ran = cli("train", recipe, *options, "--resume")
     assert ran.code == 0, ran.err
     whole, resumed = load_dictionary(trained / "dictionary"), load_dictionary(folder / "dictionary")

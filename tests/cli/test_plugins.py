@@ -116,22 +116,9 @@ def test_it_is_analyzed(cli, trained_own, plugin, tmp_path):
     assert ran.code == 0, ran.err
 
 
-def test_it_is_resumed(cli, own_recipe, plugin, trained_own, tmp_path, monkeypatch):
-    import saescope.training.loop as loop
-
+def test_it_is_resumed(cli, own_recipe, plugin, trained_own, tmp_path, stopped_train):
     options = ["--output", tmp_path / "run", "--plugin", plugin, "-o", "training.checkpoint_every_n_steps=4"]
-    count, original = 0, loop.UnitNormAdam.step
-
-    def step(self, *arguments):
-        nonlocal count
-        count += 1
-        if count == 7:
-            raise OSError("the power went off")
-        return original(self, *arguments)
-
-    monkeypatch.setattr(loop.UnitNormAdam, "step", step)
-    assert cli("train", own_recipe, *options).code == 2
-    monkeypatch.setattr(loop.UnitNormAdam, "step", original)
+    stopped_train(7, own_recipe, *options)
     ran = cli("train", own_recipe, *options, "--resume")
     assert ran.code == 0, ran.err
     whole, resumed = (load_dictionary(folder / "dictionary") for folder in (trained_own, tmp_path / "run"))

@@ -1,9 +1,9 @@
 """Text to tokens: documents tokenised once and cut into windows, every token knowing where it stands.
 
-All documents lie one behind the other in one flat array; a window is a stretch of it. In ``concatenate`` packing
-windows run across documents, each of which is opened by a separator token; in ``separate`` packing a window never holds
-two documents and the last one of each is padded. A window may open with a beginning-of-sequence token of its own. A
-token's place in the flat array is its *position*; document and offset follow from it.
+All documents lie one behind the other in one flat array; a window is a stretch of it. In ``concatenate`` packing windows
+run across documents, each of which is opened by a separator token; in ``separate`` packing a window never holds two
+documents and the last one of each is padded. A window may open with a beginning-of-sequence token of its own. A token's
+place in the flat array is its *position*; document and offset follow from it.
 
 B  windows in a batch, T  tokens in a window (context_size).
 """
