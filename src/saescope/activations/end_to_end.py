@@ -19,7 +19,6 @@ W  windows in a batch, T  tokens in a window, V  vocabulary.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saescope.activations.stream import mixed_seed
 from saescope.activations.windows import TokenWindows
 from saescope.training import TrainingBatch
 
@@ -77,8 +77,7 @@ class EndToEndStream(Iterator[TrainingBatch]):
     def __next__(self) -> TrainingBatch:
         per_pass = len(self._whole) // self.batch_size_windows
         epoch, place = divmod(self._drawn, per_pass)
-        digest = hashlib.sha256(repr((self.seed, epoch)).encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
         order = self._whole[torch.randperm(len(self._whole), generator=generator)]
         rows = order[place * self.batch_size_windows : (place + 1) * self.batch_size_windows]
         batch = self.windows.batch(rows.numpy())
@@ -122,10 +121,7 @@ def output_cross_entropy(model: LanguageModel, hook_point: str) -> Callable[[Ten
 
 def _spliced(model: LanguageModel, hook_point: str, x_hat: Tensor, context: OutputContext) -> Tensor:
     """Logits ``[W, T, V]`` when the model goes on from a reconstruction."""
-    frozen = [parameter for parameter in model.module.parameters() if parameter.requires_grad]
-    if frozen:  # gradients are for the dictionary alone
-        model.module.requires_grad_(False)
-
+    model.module.requires_grad_(False)  # gradients are for the dictionary alone
     wanted = [int(context.keep.sum()), model.width(hook_point)]
     if list(x_hat.shape) != wanted:
         raise ValueError(

@@ -121,7 +121,7 @@ class ActivationStream(Iterator[ActivationBatch]):
 
     def _fill(self) -> ActivationBatch:
         """The current block, read, joined to what the last one left over, and permuted."""
-        generator = torch.Generator().manual_seed(_mix(self.seed, self._epoch))
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, self._epoch))
         order = torch.randperm(len(self.windows), generator=generator)
         rows = order.tensor_split(self.num_blocks)[self._block]
         parts = [self._carry]
@@ -134,7 +134,7 @@ class ActivationStream(Iterator[ActivationBatch]):
             parts.append(ActivationBatch(values, batch.positions[mask]))
         positions = torch.cat([part.positions for part in parts])
         shuffle = torch.randperm(
-            len(positions), generator=torch.Generator().manual_seed(_mix(self.seed, self._epoch, self._block))
+            len(positions), generator=torch.Generator().manual_seed(mixed_seed(self.seed, self._epoch, self._block))
         )
         return ActivationBatch(
             {name: torch.cat([part.values[name] for part in parts])[shuffle] for name in self.hook_points},
@@ -245,6 +245,6 @@ def _slice(batch: ActivationBatch, start: int, stop: int | None) -> ActivationBa
     )
 
 
-def _mix(*numbers: int) -> int:
+def mixed_seed(*numbers: int) -> int:
     """One seed from several numbers, the same on every machine."""
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7], "big")

@@ -119,7 +119,8 @@ def evaluate(
     total = 2 * len(batches) if model.is_causal else len(batches)
     for done, batch in enumerate(batches, start=1):
         read = model.read(batch.ids, [*sites.reads, *sites.writes], attention_mask=batch.attention)
-        x, y = (_joined([read[name] for name in names], batch.keep) for names in (sites.reads, sites.writes))
+        x = _joined([read[name] for name in sites.reads], batch.keep)
+        y = x if sites.writes == sites.reads else _joined([read[name] for name in sites.writes], batch.keep)
         codes = dictionary.encode_sparse(x)
         reconstruction.update(y, dictionary.decode(codes, x))
         firing.update(codes.firings().feature, len(x))
