@@ -112,7 +112,7 @@ def trained(recipe, tmp_path_factory) -> Path:
 @pytest.fixture
 def stopped_train(cli, monkeypatch):
     """Runs ``saescope train ARGUMENTS`` until the optimizer is to make a certain step, the first being 1: there it fails."""
-    import saescope.training.loop as loop
+    import saescope.training.stepper as loop
 
     def run(at_step, *arguments):
         made, original = 0, loop.UnitNormAdam.step

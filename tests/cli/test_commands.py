@@ -140,7 +140,7 @@ def test_resume_gives_the_run_that_was_never_stopped(cli, recipe, trained, tmp_p
 
 
 def test_ctrl_c_says_how_to_go_on(cli, recipe, tmp_path, monkeypatch):
-    import saescope.training.loop as loop
+    import saescope.training.stepper as loop
 
     def interrupted(self, *arguments):
         raise KeyboardInterrupt

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from saescope.dictionaries.codes import SparseCodes
 from saescope.dictionaries.normalization import InputNormalization, NoNormalization
+from saescope.kernels import FlatCodes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,8 +182,11 @@ class Dictionary(nn.Module, ABC):
 
     # What training asks for, beside gradients
 
-    def after_step(self, f: Tensor) -> None:
-        """Called once after every optimizer step with the activations that the loss saw, ``[B, d_sae]``, detached."""
+    def after_step(self, f: Tensor | FlatCodes) -> None:
+        """Called once after every optimizer step with the activations that the loss saw, ``[B, d_sae]``, detached.
+
+        Architectures that the sparse kernels know get them as :class:`saescope.kernels.FlatCodes`, all others dense.
+        """
 
     def normalise_decoder(self) -> None:
         """Bring decoder rows to norm 1."""

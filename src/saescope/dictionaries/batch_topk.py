@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saescope.dictionaries.base import Dictionary, DictionaryConfig, register
+from saescope.kernels import FlatCodes
 
 _HORIZON = 100  # steps that the running mean looks back on
 
@@ -66,12 +67,18 @@ class BatchTopK(Dictionary):
     def activate_in_training(self, pre: Tensor, k: float | None = None) -> Tensor:
         """The ``k * B`` largest positive pre-activations of the whole batch."""
         flat = F.relu(pre).flatten()
-        count = min(flat.numel(), max(1, int((k or self.config.k) * len(pre))))
-        values, places = flat.topk(count, sorted=False)
+        values, places = flat.topk(self.num_chosen(len(pre), k), sorted=False)
         return torch.zeros_like(flat).scatter(0, places, values).view_as(pre)
 
+    def num_chosen(self, num_tokens: int, k: float | None = None) -> int:
+        """How many activations of a batch survive in training."""
+        return min(num_tokens * self.d_sae, max(1, int((k or self.config.k) * num_tokens)))
+
     @torch.no_grad()
-    def after_step(self, f: Tensor) -> None:
+    def after_step(self, f: Tensor | FlatCodes) -> None:
+        f = f.values if isinstance(f, FlatCodes) else f
+        if not f.numel():
+            return
         smallest = f.where(f > 0, torch.inf).min()
         if smallest.isfinite():
             self.threshold_steps += 1

@@ -1,9 +1,9 @@
 """Where a run can stop and go on: everything that decides the next step, in one folder per checkpoint.
 
 ``checkpoints/step-00001200/`` holds ``state.safetensors`` (unfolded weights, Adam's moments, counters, the stream's
-tensors), ``state.json`` (counters, stream position, the file's SHA-256) and ``dictionary/`` (the same weights folded,
-ready to open). A checkpoint is written beside and renamed as a whole; the checksum tells a damaged one, and the one
-before it is used.
+tensors), ``state.json`` (counters, stream position, the SHA-256 of both files) and ``dictionary/`` (the same weights
+folded, ready to open). A checkpoint is written beside and renamed as a whole; the checksums tell a damaged one, and the
+one before it is used.
 """
 
 from __future__ import annotations
@@ -45,28 +45,41 @@ def write_checkpoint(
     checkpoint: Checkpoint,
     *,
     keep_last: int,
+    keep_every_n_steps: int | None = None,
     dictionary: Dictionary | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a checkpoint, and the dictionary as it stands, into ``folder`` (the run's ``checkpoints``).
 
-    Of the checkpoints there, this one and the ``keep_last - 1`` before it stay. Later ones are of a past that this run
-    does not share (it went on from an earlier checkpoint, because they are damaged) and go.
+    Of the checkpoints there, this one and the ``keep_last - 1`` before it stay, and those of every
+    ``keep_every_n_steps``. Later ones are of a past that this run does not share (it went on from an earlier
+    checkpoint, because they are damaged) and go.
     """
     target = folder / f"step-{checkpoint.step:08d}"
     beside = new_folder_beside(target)
+    reached("begun")
     if dictionary is not None:
         save_dictionary(dictionary, beside / "dictionary", metadata=metadata)
+        reached("dictionary written")
     write_tensors(checkpoint.tensors, beside / STATE_TENSORS)
+    reached("tensors written")
     values = {"step": checkpoint.step, "sha256": _sha256(beside / STATE_TENSORS), **checkpoint.values}
-    (beside / STATE_JSON).write_text(json.dumps(values, indent=1) + "\n")
+    (beside / STATE_JSON).write_text(json.dumps({"own_sha256": _sha256_of(values), **values}, indent=1) + "\n")
+    reached("values written")
     replace_folder(beside, target)
+    reached("renamed")
     present = checkpoints_in(folder)
-    kept = [path for path in present if path.name <= target.name][-keep_last:]
+    past = [path for path in present if path.name <= target.name]
+    kept = {*past[-keep_last:], *(path for path in past if keep_every_n_steps and not _step(path) % keep_every_n_steps)}
     for path in present:
         if path not in kept:
             shutil.rmtree(path)
+            reached("pruned")
     return target
+
+
+def reached(point: str) -> None:
+    """Called wherever a write could be cut off; tests of crashes put something in its place."""
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -79,7 +92,7 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     for path in reversed(present):
         try:
             values = json.loads((path / STATE_JSON).read_text())
-            if values.pop("sha256") != _sha256(path / STATE_TENSORS):
+            if values.pop("own_sha256") != _sha256_of(values) or values.pop("sha256") != _sha256(path / STATE_TENSORS):
                 raise ValueError("the checksum does not match")
             return Checkpoint(values.pop("step"), load_file(path / STATE_TENSORS), values)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -92,6 +105,14 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 def checkpoints_in(folder: Path) -> list[Path]:
     """The folders of whole checkpoints, oldest first."""
     return sorted(p for p in folder.glob("step-*") if p.suffix == "")
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _sha256_of(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

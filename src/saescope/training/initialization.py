@@ -20,7 +20,7 @@ from torch import Tensor
 from saescope.dictionaries import Archetypal, Dictionary, Transcoder
 
 if TYPE_CHECKING:
-    from saescope.training.loop import TrainingConfig
+    from saescope.training.config import TrainingConfig
 
 B_DEC_INITS = ("mean", "geometric_median", "zero")
 DECODER_INITS = ("random", "data")

@@ -49,12 +49,14 @@ class AuxK(Term):
         """``k_aux``: dead features that may help on a token; half the activation's width when left out."""
         self.k_aux = k_aux
 
+    runs_sparse = True
+
     def __call__(self, dictionary: Dictionary, batch: Batch, codes: Codes) -> Tensor:
         rows = batch.dead.nonzero().squeeze(-1)
         if not len(rows):
             return codes.x_hat.new_zeros(())
         residual = (batch.target - codes.x_hat).detach()
-        pre = _pre(dictionary, codes, "AuxK")[:, rows]
+        pre, decoder = _dead_part(dictionary, codes, rows, "AuxK")
         k_aux = min(self.k_aux or max(1, dictionary.d_out // 2), len(rows))
         if isinstance(dictionary, TopK):
             values, slots = dictionary.strongest(pre, k_aux)
@@ -62,7 +64,7 @@ class AuxK(Term):
             values, slots = pre.topk(k_aux, dim=-1, sorted=False)
             values = values.relu()
         f = pre.new_zeros(pre.shape).scatter(-1, slots, values)
-        return share_of_variance(f @ dictionary.W_dec[rows], residual)
+        return share_of_variance(f @ decoder, residual)
 
 
 class MultiTopK(Term):
@@ -88,12 +90,15 @@ class GhostGradients(Term):
     the term with the squared error passes a gradient.
     """
 
+    runs_sparse = True
+
     def __call__(self, dictionary: Dictionary, batch: Batch, codes: Codes) -> Tensor:
         rows = batch.dead.nonzero().squeeze(-1)
         if not len(rows):
             return codes.x_hat.new_zeros(())
         residual = (batch.target - codes.x_hat).detach()
-        ghost = _pre(dictionary, codes, "ghost gradients")[:, rows].exp() @ dictionary.W_dec[rows]
+        pre, decoder = _dead_part(dictionary, codes, rows, "ghost gradients")
+        ghost = pre.exp() @ decoder
         with torch.no_grad():
             half = residual.norm(dim=-1) / (2 * ghost.norm(dim=-1)).clamp_min(1e-12)
         error = squared_error(ghost * half[:, None], residual)
@@ -113,13 +118,16 @@ class Reanimation(Term):
     def __init__(self, *, as_published: bool = False) -> None:
         self.as_published = as_published
 
+    @property
+    def runs_sparse(self) -> bool:
+        return not self.as_published
+
     def __call__(self, dictionary: Dictionary, batch: Batch, codes: Codes) -> Tensor:
-        pre = _pre(dictionary, codes, "reanimation")
         if self.as_published:
             silent = codes.f.detach().amax(0) <= 0
-            return -(pre * silent).mean()
+            return -(_pre(dictionary, codes, "reanimation") * silent).mean()
         rows = batch.dead.nonzero().squeeze(-1)
-        return -pre[:, rows].mean() if len(rows) else pre.new_zeros(())
+        return -_dead_part(dictionary, codes, rows, "reanimation")[0].mean() if len(rows) else batch.x.new_zeros(())
 
 
 class ResidualRevival(Term):
@@ -242,3 +250,8 @@ def _pre(dictionary: Dictionary, codes: Codes, what: str) -> Tensor:
     require(codes.pre is not None, dictionary, what, ["architectures with an encoder"])
     assert codes.pre is not None
     return codes.pre
+
+
+def _dead_part(dictionary: Dictionary, codes: Codes, rows: Tensor, what: str) -> tuple[Tensor, Tensor]:
+    require(getattr(codes, "pre", codes) is not None, dictionary, what, ["architectures with an encoder"])
+    return codes.dead_part(dictionary, rows)

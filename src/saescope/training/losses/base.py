@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saescope.dictionaries import Dictionary
+from saescope.dictionaries import Dictionary, JumpReLU
+from saescope.kernels import FlatCodes
 from saescope.training.schedules import Shape, check_shape, factor
 
 
@@ -43,11 +44,35 @@ class Batch:
 
 @dataclass(frozen=True)
 class Codes:
-    """One forward pass in training form."""
+    """One forward pass in training form. Terms that ask by methods alone run on sparse passes as well (see
+    ``sparse_step.py``)."""
 
     pre: Tensor | None  # [B, d_sae]; None where an architecture has no pre-activations
     f: Tensor  # [B, d_sae]
     x_hat: Tensor  # [B, d_out]
+
+    def mean_of_sums(self, of: Callable[[Tensor], Tensor], weighed_by: Dictionary | None = None) -> Tensor:
+        """mean over tokens of sum_i of(f_i), or of(f_i |W_dec_i|), for a function that is 0 at 0."""
+        return of(self.f if weighed_by is None else self.f * weighed_by.decoder_norms).sum(-1).mean()
+
+    def mean_l0(self, dictionary: JumpReLU) -> Tensor:
+        """mean over tokens of the number of firings, with a gradient to the thresholds."""
+        assert self.pre is not None
+        return dictionary.firing(self.pre).sum(-1).mean()
+
+    def dead_part(self, dictionary: Dictionary, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Pre-activations of some features, ``[B, n]``, and their decoder rows, ``[n, d_out]``."""
+        assert self.pre is not None
+        return self.pre[:, rows], dictionary.W_dec[rows]
+
+    def prefix_errors(self, dictionary: Dictionary, batch: Batch, widths: Sequence[int]) -> Tensor:
+        """Squared error (summed over width, mean over tokens) of the first ``widths[l]`` features, ``[L]``."""
+        residual, errors, start = batch.target - dictionary.offset(batch.x), [], 0
+        for width in widths:  # at the cost of one decoding
+            residual = residual - self.f[:, start:width] @ dictionary.W_dec[start:width]
+            errors.append(residual.square().sum(-1).mean())
+            start = width
+        return torch.stack(errors)
 
 
 @dataclass(frozen=True)
@@ -56,7 +81,7 @@ class LossTerms:
 
     total: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)  # detached scalars, without weights
-    f: Tensor | None = None  # [B, d_sae], detached
+    f: Tensor | FlatCodes | None = None  # [B, d_sae], detached
 
 
 class Loss(ABC):
@@ -84,6 +109,11 @@ class Loss(ABC):
 class Term(ABC):
     """One part of a loss."""
 
+    @property
+    def runs_sparse(self) -> bool:
+        """Whether the term asks nothing of a forward pass but ``x_hat`` and methods of :class:`Codes`."""
+        return False
+
     @abstractmethod
     def __call__(self, dictionary: Dictionary, batch: Batch, codes: Codes) -> Tensor:
         """A scalar."""
@@ -105,9 +135,16 @@ class SumOfTerms(Loss):
         self.terms, self.k = dict(terms), k
 
     def __call__(self, dictionary: Dictionary, batch: Batch) -> LossTerms:
-        pre, f = dictionary.encode_in_training(batch.x, self.k(dictionary, batch) if self.k else None)
-        codes = Codes(pre, f, dictionary.decode(f, batch.x))
-        total = codes.x_hat.new_zeros(())
+        pre, f = dictionary.encode_in_training(batch.x, self.k_at(dictionary, batch))
+        return self.of_pass(dictionary, batch, Codes(pre, f, dictionary.decode(f, batch.x)), f.detach())
+
+    def k_at(self, dictionary: Dictionary, batch: Batch) -> float | None:
+        """Features per token at a moment, where they are not what the dictionary says."""
+        return self.k(dictionary, batch) if self.k else None
+
+    def of_pass(self, dictionary: Dictionary, batch: Batch, codes: Any, f: Tensor | FlatCodes) -> LossTerms:
+        """The loss on a forward pass that has been made: :class:`Codes`, or a sparse one if :attr:`runs_sparse`."""
+        total: Tensor | None = None
         parts = {}
         for name, (term, weight) in self.terms.items():
             weight = weight(batch) if callable(weight) else weight
@@ -115,11 +152,16 @@ class SumOfTerms(Loss):
                 value = term(dictionary, batch, codes)
             parts[name] = value.detach()
             if weight:
-                total = total + weight * value
+                total = weight * value if total is None else total + weight * value
         if "mse" not in parts:
             with torch.no_grad():
                 parts["mse"] = squared_error(codes.x_hat.detach(), batch.target)
-        return LossTerms(total, parts, f.detach())
+        return LossTerms(batch.x.new_zeros(()) if total is None else total, parts, f)
+
+    @property
+    def runs_sparse(self) -> bool:
+        """Whether every term runs on a sparse forward pass."""
+        return all(term.runs_sparse for term, _ in self.terms.values())
 
     def after_step(self, batch: Batch) -> None:
         for term, _ in self.terms.values():
@@ -202,12 +244,16 @@ def share_of_variance(x_hat: Tensor, target: Tensor) -> Tensor:
 class SquaredError(Term):
     """mean over tokens of |x_hat - target|^2."""
 
+    runs_sparse = True
+
     def __call__(self, dictionary: Dictionary, batch: Batch, codes: Codes) -> Tensor:
         return squared_error(codes.x_hat, batch.target)
 
 
 class NormalisedSquaredError(Term):
     """The squared error as a share of the batch's variance (Gao et al. 2024)."""
+
+    runs_sparse = True
 
     def __call__(self, dictionary: Dictionary, batch: Batch, codes: Codes) -> Tensor:
         return share_of_variance(codes.x_hat, batch.target)

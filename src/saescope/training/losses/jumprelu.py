@@ -61,8 +61,10 @@ class L0(Term):
     def __init__(self, target: float | None = None) -> None:
         self.target = target
 
+    runs_sparse = True
+
     def __call__(self, dictionary: Dictionary, batch: Batch, codes: Codes) -> Tensor:
-        l0 = _jumprelu(dictionary).firing(_pre(codes)).sum(-1).mean()
+        l0 = codes.mean_l0(_jumprelu(dictionary))
         return l0 if self.target is None else (l0 / self.target - 1).square()
 
 
@@ -72,9 +74,11 @@ class TanhL0(Term):
     def __init__(self, scale: float = 4.0) -> None:
         self.scale = scale
 
+    runs_sparse = True
+
     def __call__(self, dictionary: Dictionary, batch: Batch, codes: Codes) -> Tensor:
         # without abs(): its slope at 0 would hide the features that the threshold's gradient comes from
-        return (self.scale * codes.f * dictionary.decoder_norms).tanh().sum(-1).mean()
+        return codes.mean_of_sums(lambda f: (self.scale * f).tanh(), dictionary)
 
 
 class DeadPreActivations(Term):

@@ -22,7 +22,6 @@ B  tokens, m  firings per token, d  width, K = d_sae.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 from saescope.dictionaries import Dictionary, Matryoshka
 from saescope.training.losses.auxiliary import AuxKConfig
 from saescope.training.losses.base import Batch, Codes, SumOfTerms, Term, merged
+from saescope.training.losses.sparse_pass import SparsePass
 from saescope.training.schedules import ramp
 
 _MAX_ROWS = 1 << 16  # decoder rows gathered at once by the Ordered loss
@@ -111,38 +111,34 @@ def random_prefixes(d_sae: int, num_prefixes: int, *, seed: int, step: int) -> l
 class NestedError(Term):
     """Mean over prefixes of the squared error of each, or of that as a share of variance."""
 
+    runs_sparse = True
+
     def __init__(self, config: MatryoshkaLossConfig) -> None:
         self.config = config
 
     def __call__(self, dictionary: Dictionary, batch: Batch, codes: Codes) -> Tensor:
         widths = self.config.widths_at(dictionary, batch.step)
-        error = prefix_errors(dictionary, batch, codes, widths).mean()
+        error = codes.prefix_errors(dictionary, batch, widths).mean()
         return error / spread(batch.target) if self.config.reconstruction == "nmse" else error
-
-
-def prefix_errors(dictionary: Dictionary, batch: Batch, codes: Codes, widths: Sequence[int]) -> Tensor:
-    """Squared error (summed over width, mean over tokens) of each prefix, at the cost of one decoding."""
-    rows = dictionary.W_dec
-    residual = batch.target - dictionary.offset(batch.x)
-    errors, start = [], 0
-    for width in widths:
-        residual = residual - codes.f[:, start:width] @ rows[start:width]
-        errors.append(residual.square().sum(-1).mean())
-        start = width
-    return torch.stack(errors)
 
 
 class OrderedError(Term):
     """Expected squared error over prefixes, or that as a share of variance."""
 
+    runs_sparse = True
+
     def __init__(self, config: OrderedConfig) -> None:
         self.config = config
 
     def __call__(self, dictionary: Dictionary, batch: Batch, codes: Codes) -> Tensor:
-        lengths = torch.arange(1, dictionary.d_sae + 1, dtype=torch.float64, device=codes.f.device)
+        lengths = torch.arange(1, dictionary.d_sae + 1, dtype=torch.float64, device=batch.x.device)
         weights = lengths.pow(-self.config.exponent)
-        residual = batch.target - dictionary.offset(batch.x)
-        error = expected_prefix_error(residual, codes.f, dictionary.W_dec, weights / weights.sum())
+        probabilities = weights / weights.sum()
+        if isinstance(codes, SparsePass):
+            error = codes.expected_prefix_error(batch, probabilities)
+        else:
+            residual = batch.target - dictionary.offset(batch.x)
+            error = expected_prefix_error(residual, codes.f, dictionary.W_dec, probabilities)
         return error / spread(batch.target) if self.config.reconstruction == "nmse" else error
 
 

@@ -23,6 +23,8 @@ class OutputTerm(Term):
     The reconstruction is given in units of raw activations, whatever normalisation the dictionary trains in.
     """
 
+    runs_sparse = True
+
     def __init__(self, function: Callable[[Tensor, Any], Tensor]) -> None:
         self.function = function
 

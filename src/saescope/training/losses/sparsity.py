@@ -46,7 +46,13 @@ class L1(Term):
     def __init__(self, *, decoder_norm: bool = True, of: Activations = feature_activations) -> None:
         self.decoder_norm, self.of = decoder_norm, of
 
+    @property
+    def runs_sparse(self) -> bool:
+        return self.of is feature_activations
+
     def __call__(self, dictionary: Dictionary, batch: Batch, codes: Codes) -> Tensor:
+        if self.of is feature_activations:
+            return codes.mean_of_sums(torch.abs, dictionary if self.decoder_norm else None)
         f = self.of(dictionary, codes)
         return (f @ dictionary.decoder_norms if self.decoder_norm else f.sum(-1)).mean()
 
