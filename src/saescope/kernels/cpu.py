@@ -33,6 +33,7 @@ from saescope.kernels.signature import AdamStep, Gradients
 
 _TILE_TOKENS, _TILE_FEATURES = 512, 1024
 _CHUNK = 64  # numbers that are compared with the bound at once; tiles hold whole chunks
+_SLICE = 256  # columns of the Ordered gradient that are walked together
 _SAMPLE = 64  # tokens on which the first bound of a batch is measured
 
 # sums may be reordered, so that they use vector units; NaN and infinity keep their meaning
@@ -168,15 +169,20 @@ def ordered_errors(codes: FlatCodes, residual: Tensor, decoder: Tensor, before: 
 def ordered_gradients(
     codes: FlatCodes, left: Tensor, decoder: Tensor, before: Tensor, scale: float, d_decoder: Tensor
 ) -> tuple[Tensor, Tensor]:
-    d_values, d_residual = torch.zeros_like(codes.values), torch.empty_like(left)
-    arrays = _arrays(
-        codes.starts, codes.features, codes.values, left, decoder, before, d_decoder, d_values, d_residual
-    )  # fmt: skip
-    columns = _columns(codes)[0]
-    # every thread walks all tokens and writes the rows of its own features: in one order, whatever their number
-    work = columns + 8 * np.arange(codes.d_sae + 1)
-    _in_parts(lambda first, last: _ordered_gradients(first, last, *arrays, scale), codes.d_sae, work)
-    return d_values, d_residual
+    d = left.shape[1]
+    num_slices = -(-d // _SLICE)
+    d_residual = torch.empty_like(left)
+    # slices of the width know nothing of each other but their share of a product with a decoder row
+    shares = np.zeros((num_slices, len(codes.values)), dtype=_arrays(left)[0].dtype)
+    arrays = _arrays(codes.starts, codes.features, codes.values, left, decoder, before, d_decoder, d_residual)
+
+    def part(first: int, last: int) -> None:
+        for number in range(first, last):
+            own = slice(number * _SLICE, min((number + 1) * _SLICE, d))
+            _ordered_gradients(own.start, own.stop, *arrays, shares[number], scale)
+
+    _in_parts(part, num_slices)
+    return torch.from_numpy(shares.sum(0)), d_residual
 
 
 def adam(weights: Tensor, gradient: Tensor, m: Tensor, v: Tensor, how: AdamStep) -> None:
@@ -188,7 +194,7 @@ def adam(weights: Tensor, gradient: Tensor, m: Tensor, v: Tensor, how: AdamStep)
     )  # fmt: skip
     numbers = [arrays[0].dtype.type(number) for number in settings]
     _in_parts(
-        lambda first, last: _adam(first, last, *arrays, *numbers, how.unit_norm, how.num_frozen), len(weights)
+        lambda first, last: _adam(first, last, *arrays, *numbers, how.unit_norm), len(weights)
     )  # fmt: skip
 
 
@@ -539,32 +545,32 @@ def _ordered_errors(first, last, starts, features, values, decoder, before, left
 
 @_jit
 def _ordered_gradients(  # type: ignore[no-untyped-def]
-    first, last, starts, features, values, left, decoder, before, d_decoder, d_values, d_residual, scale
+    first, last, starts, features, values, left, decoder, before, d_decoder, d_residual, d_values, scale
 ):
-    d = left.shape[1]
-    d_decoder[first:last] = 0
-    r, pull = np.empty(d, dtype=left.dtype), np.empty(d, dtype=left.dtype)
+    """For the columns ``first : last``: walk each token's chain of residuals back from the last one."""
+    width = last - first
+    d_decoder[:, first:last] = 0
+    r, pull = np.empty(width, dtype=left.dtype), np.empty(width, dtype=left.dtype)
     for t in range(len(left)):
-        r[:] = left[t]
+        r[:] = left[t, first:last]
         pull[:] = 0
         mark = 1.0
         for e in range(starts[t + 1] - 1, starts[t] - 1, -1):
             i, value = features[e], values[e]
             weight = left.dtype.type(2 * scale * (mark - before[i]))
             mark = before[i]
-            for c in range(d):
+            row, d_row = decoder[i, first:last], d_decoder[i, first:last]
+            dot = value * 0
+            for c in range(width):
                 pull[c] += weight * r[c]
-                r[c] += value * decoder[i, c]
-            if first <= i < last:
-                dot = value * 0
-                for c in range(d):
-                    dot += pull[c] * decoder[i, c]
-                    d_decoder[i, c] -= value * pull[c]
-                d_values[e] = -dot
-        if first == 0:
-            weight = left.dtype.type(2 * scale * mark)
-            for c in range(d):
-                d_residual[t, c] = pull[c] + weight * r[c]
+                r[c] += value * row[c]
+                dot += pull[c] * row[c]
+                d_row[c] -= value * pull[c]
+            d_values[e] = -dot
+        weight = left.dtype.type(2 * scale * mark)
+        rest = d_residual[t, first:last]
+        for c in range(width):
+            rest[c] = pull[c] + weight * r[c]
 
 
 @_jit
@@ -584,20 +590,17 @@ def _adam(  # type: ignore[no-untyped-def]
     step_size,
     correction,
     unit_norm,
-    num_frozen,
 ):
     d = weights.shape[1]
     for i in range(first, last):
-        frozen = i < num_frozen
         square = weights[i, 0] * 0
         for c in range(d):
             g = gradient[i, c] * factor
             m[i, c] = beta1 * m[i, c] + rest1 * g
             v[i, c] = beta2 * v[i, c] + rest2 * g * g
-            if not frozen:
-                weights[i, c] -= step_size * m[i, c] / (np.sqrt(v[i, c]) / correction + eps)
-                square += weights[i, c] * weights[i, c]
-        if unit_norm and not frozen:
+            weights[i, c] -= step_size * m[i, c] / (np.sqrt(v[i, c]) / correction + eps)
+            square += weights[i, c] * weights[i, c]
+        if unit_norm:
             scale = 1 / max(np.sqrt(square), weights.dtype.type(1e-12))
             for c in range(d):
                 weights[i, c] *= scale

@@ -166,7 +166,7 @@ def adam(weights: Tensor, gradient: Tensor, m: Tensor, v: Tensor, how: AdamStep)
     moved = weights - how.lr / (1 - how.beta1**how.step) * m / denominator
     if how.unit_norm:
         moved /= moved.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    weights[how.num_frozen :] = moved[how.num_frozen :]
+    weights.copy_(moved)
 
 
 def _pre(x: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:

@@ -39,4 +39,3 @@ class AdamStep:
     step: int  # of this update, from 1
     gradient_factor: float = 1.0  # what gradients are multiplied by first (clipping)
     unit_norm: bool = False  # bring rows to norm 1 afterwards
-    num_frozen: int = 0  # rows, from the first, whose weights stay as they are

@@ -3,10 +3,9 @@
 The order is fixed: the gradient's component along each decoder row is projected out (it could only change the norm),
 the norm of what is left is clipped, Adam moves the weights, and rows are brought back to unit norm.
 
-Where the sparse kernels are in use they do all of that for the two big matrices in one walk over the rows, with
-gradients that come projected and with their squares already summed; the small parameters, and all parameters of
-dictionaries with rules of their own, go through torch's Adam (``fused=True``: the same numbers, five times faster than
-the default on a CPU).
+Where the sparse kernels are in use they do all of that in one walk over the rows, with gradients that come projected
+and with their squares already summed. Everywhere else it is torch's Adam (``fused=True``: the same numbers, five times
+faster than the default on a CPU).
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class UnitNormAdam:
         """
         Args:
             lr_factors: multiples of the learning rate for parameters by name, e.g. ``{"threshold": 10.0}``.
-            kernels: step the matrices with these (see ``saescope.kernels``); only for architectures with a sparse pass.
+            kernels: step with these (see ``saescope.kernels``); only for architectures with a sparse pass.
         """
         self.dictionary = dictionary
         self.peak_lr, self.betas, self.eps = lr, betas, eps
@@ -53,16 +52,17 @@ class UnitNormAdam:
         unknown = sorted(set(self.lr_factors) - set(self.parameters))
         if unknown:
             raise ValueError(f"lr_factors names {', '.join(unknown)}; the parameters are {', '.join(self.parameters)}")
-        self.matrices = {name: self.parameters[name] for name in _MATRICES} if kernels else {}
-        self._moments: dict[str, dict[str, Tensor]] = {}  # of the matrices, as torch names them
-        self._clip = 1.0  # what the matrices' gradients are multiplied by in the next step
-        rest = {name: p for name, p in self.parameters.items() if name not in self.matrices}
-        groups = [{"params": [p], "factor": self.lr_factors.get(name, 1.0)} for name, p in rest.items()]
-        if not self.lr_factors:
-            groups = [{"params": list(rest.values()), "factor": 1.0}]
-        self.adam = torch.optim.Adam(groups, lr=lr, betas=betas, eps=eps, fused=True)
+        self._moments: dict[str, dict[str, Tensor]] = {name: {} for name in self.parameters}  # as torch names them
+        self._clip = 1.0  # what kernels multiply gradients by in the next step
+        self.adam = None if kernels else self._torch_adam()
         for parameter in self.parameters.values():
             parameter.grad = None  # what an earlier backward left is no part of this run
+
+    def _torch_adam(self) -> torch.optim.Adam:
+        groups = [{"params": [p], "factor": self.lr_factors.get(name, 1.0)} for name, p in self.parameters.items()]
+        if not self.lr_factors:
+            groups = [{"params": list(self.parameters.values()), "factor": 1.0}]
+        return torch.optim.Adam(groups, lr=self.peak_lr, betas=self.betas, eps=self.eps, fused=True)
 
     def gradient_buffers(self) -> Gradients:
         """Where kernels may write the gradients of the matrices and of ``b_enc``: their own, kept from step to step."""
@@ -93,54 +93,53 @@ class UnitNormAdam:
         limit = self.max_grad_norm or float("inf")
         if not self.kernels:
             return torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit)
-        summed = self.matrices if ready is not None else {}
+        summed = _MATRICES if ready is not None else ()
         rest = [p.grad for name, p in self.parameters.items() if p.grad is not None and name not in summed]
         squares = torch.stack([gradient.norm().double().square() for gradient in rest])
         norm = (squares.sum() + (ready.squares.sum() if ready is not None else 0)).sqrt()
         self._clip = min(1.0, limit / (float(norm) + 1e-6))
-        for name, parameter in self.parameters.items():
-            if name not in self.matrices and parameter.grad is not None and self._clip < 1:
-                parameter.grad *= self._clip
         return norm.to(self.dictionary.b_dec.dtype)
 
     @torch.no_grad()
     def step(self, lr_factor: float, num_frozen: int = 0) -> None:
         """Move the weights by the prepared gradients, and bring them back to where they have a meaning."""
         # Adam moves on by momentum where a gradient is 0: frozen features are put back
-        others = [p for p in self._per_feature() if all(p is not m for m in self.matrices.values())]
-        kept = [(p, p[:num_frozen].clone()) for p in others] if num_frozen else []
-        for group in self.adam.param_groups:
-            group["lr"] = self.peak_lr * lr_factor * group["factor"]
-        self.adam.step()
-        for name, matrix in self.matrices.items():
-            if matrix.grad is not None:
-                self._step_matrix(name, matrix, matrix.grad, lr_factor, num_frozen)
+        kept = [(p, p[:num_frozen].clone()) for p in self._per_feature()] if num_frozen else []
+        if self.adam is None:
+            self._step_by_kernels(lr_factor)
+        else:
+            for group in self.adam.param_groups:
+                group["lr"] = self.peak_lr * lr_factor * group["factor"]
+            self.adam.step()
+            self.drop_gradients()  # kernels write over what there is
         self.dictionary.constrain()
-        if self.unit_norm and not self.matrices:
+        if self.unit_norm and self.adam is not None:
             self.dictionary.normalise_decoder()
         for parameter, rows in kept:
             parameter[:num_frozen] = rows
-        if not self.kernels:  # which write over what there is
-            self.drop_gradients()
 
-    def _step_matrix(self, name: str, matrix: Tensor, gradient: Tensor, lr_factor: float, num_frozen: int) -> None:
-        moments = self._moments.setdefault(name, {})
-        if not moments:
-            moments["step"] = torch.zeros((), dtype=torch.float32)
-            for key in ("exp_avg", "exp_avg_sq"):
-                moments[key] = torch.zeros_like(matrix, memory_format=torch.contiguous_format)
-        moments["step"] += 1
-        how = AdamStep(
-            lr=self.peak_lr * lr_factor * self.lr_factors.get(name, 1.0),
-            beta1=self.betas[0],
-            beta2=self.betas[1],
-            eps=self.eps,
-            step=int(moments["step"]),
-            gradient_factor=self._clip,
-            unit_norm=self.unit_norm and name == "W_dec",
-            num_frozen=num_frozen,
-        )
-        self.kernels.adam(matrix, gradient, moments["exp_avg"], moments["exp_avg_sq"], how)
+    def _step_by_kernels(self, lr_factor: float) -> None:
+        for name, parameter in self.parameters.items():
+            if parameter.grad is None:
+                continue
+            moments = self._moments[name]
+            if not moments:
+                moments["step"] = torch.zeros((), dtype=torch.float32)
+                for key in ("exp_avg", "exp_avg_sq"):
+                    moments[key] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+            moments["step"] += 1
+            how = AdamStep(
+                lr=self.peak_lr * lr_factor * self.lr_factors.get(name, 1.0),
+                beta1=self.betas[0],
+                beta2=self.betas[1],
+                eps=self.eps,
+                step=int(moments["step"]),
+                gradient_factor=self._clip,
+                unit_norm=self.unit_norm and name == "W_dec",
+            )
+            tensors = (parameter.detach(), parameter.grad, moments["exp_avg"], moments["exp_avg_sq"])
+            # a vector is a matrix of one row
+            self.kernels.adam(*(t if t.ndim > 1 else t.view(1, -1) for t in tensors), how)
 
     def drop_gradients(self) -> None:
         """Zero gradients in place: fresh buffers would be paid for page by page in every step."""
@@ -163,7 +162,7 @@ class UnitNormAdam:
         return name not in ("b_dec", "W_skip") and bool(self.parameters[name].ndim)
 
     def _state(self, name: str) -> dict[str, Tensor]:
-        return self._moments.get(name, {}) if name in self.matrices else self.adam.state[self.parameters[name]]
+        return self._moments[name] if self.adam is None else self.adam.state[self.parameters[name]]
 
     def state(self) -> dict[str, Tensor]:
         """Adam's moments and step counts by parameter name."""
@@ -177,7 +176,7 @@ class UnitNormAdam:
         for name, parameter in self.parameters.items():
             keys = [key for key in state if key.rpartition(".")[0] == name]
             moments = {key.rpartition(".")[2]: state[key].to(parameter.device, copy=True) for key in keys}
-            if name in self.matrices:
+            if self.adam is None:
                 self._moments[name] = moments
             else:
                 self.adam.state[parameter] = moments
