@@ -280,3 +280,14 @@ def test_seeds_of_training_and_of_held_out_samples_never_meet():
 def test_wrong_settings_are_refused_in_words(build, words):
     with pytest.raises(ValueError, match=words):
         build()
+
+
+def test_a_dictionary_of_the_same_seed_does_not_begin_at_the_truth():
+    """Both draw normal rows; drawn from one seed they would be the same rows, and every toy study would start solved."""
+    from saescope import DictionaryConfig, ReLU
+
+    for seed in range(3):
+        atoms = random_atoms(12, 8, torch.Generator().manual_seed(seed))
+        rows = ReLU(DictionaryConfig(d_in=8, d_sae=12), seed=seed).W_dec.detach()
+        cosines = torch.nn.functional.normalize(atoms, dim=-1).float() @ rows.T
+        assert (cosines.diagonal() < 0.99).all()

@@ -15,6 +15,7 @@ B  tokens, d_in  width of the input, d_out  width of what is rebuilt (d_in, but 
 from __future__ import annotations
 
 import difflib
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -78,7 +79,7 @@ class Dictionary(nn.Module, ABC):
         """Random unit decoder rows, encoder equal to the decoder, biases zero; without a seed, rows of no meaning."""
         super().__init__()
         self.config = config
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        generator = None if seed is None else torch.Generator().manual_seed(_own_seed(seed))
         rows = random_rows(config.d_sae, self.d_out, generator)
         self.make_decoder(rows.clone(), generator)
         self.encoder_rows: nn.Parameter | None = nn.Parameter(self.first_encoder(rows, generator))
@@ -325,6 +326,11 @@ class Dictionary(nn.Module, ABC):
     def settings(self) -> dict[str, Any]:
         """The config as plain values, with what folding made of it."""
         return asdict(self.config)
+
+
+def _own_seed(seed: int) -> int:
+    """A seed for dictionaries alone: synthetic atoms drawn with the same number are not the rows to begin with."""
+    return int.from_bytes(hashlib.sha256(f"dictionary {seed}".encode()).digest()[:7], "big")
 
 
 def random_rows(num_rows: int, width: int, generator: torch.Generator | None) -> Tensor:
