@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := .venv-peers
+PEERS_STAMP := $(PEERS)/.installed
 # compiled modules of the editable package are kept, or every start would compile them again
 unexport PYTHONDONTWRITEBYTECODE
 # two test processes: each computes on one thread
@@ -20,6 +22,15 @@ $(STAMP): pyproject.toml constraints.txt
 		2> >(grep -v 'is ignored' >&2) || exit 1; \
 	touch $@; echo "installed in $$((SECONDS - started)) s"
 
+# dictionary-learning asks for an old nnsight that it does not need: installed without its dependencies
+$(PEERS_STAMP): benchmarks/constraints-peers.txt
+	@echo "installing into $(PEERS) (once, some minutes)"; started=$$SECONDS; \
+	if ! test -x $(PEERS)/bin/python; then $(PYTHON) -m venv $(PEERS) || exit 1; fi; \
+	pip="$(PEERS)/bin/python -m pip install -q --disable-pip-version-check -c $<"; \
+	{ $$pip torch sae-lens eai-sparsify nnsight && $$pip --no-deps dictionary-learning; } \
+		2> >(grep -v 'is ignored' >&2) || exit 1; \
+	touch $@; echo "installed in $$((SECONDS - started)) s"
+
 install: $(STAMP)  ## create .venv and install everything
 
 demo: $(STAMP)  ## train a dictionary on real text and show what its features mean
@@ -32,8 +43,8 @@ test-slow: $(STAMP)  ## kills, browsers, wheels: tests that take longer
 	$(TEST) -m slow
 
 lint: $(STAMP)  ## style, types, import contracts
-	$(BIN)/ruff check src tests reproductions
-	$(BIN)/ruff format --check src tests reproductions
+	$(BIN)/ruff check src tests reproductions benchmarks
+	$(BIN)/ruff format --check src tests reproductions benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -47,7 +58,12 @@ bundled-model: $(STAMP)  ## train the bundled model again (one to two hours)
 	$(BIN)/python -m saescope.models.bundled.train runs/bundled
 	$(BIN)/python -m saescope.models.bundled.card runs/bundled
 
-bench: $(STAMP)  ## how fast training and analysis run here
-	$(BIN)/python benchmarks/walk.py
+peers: $(PEERS_STAMP)  ## create .venv-peers with the libraries that benchmarks compare with
 
-.PHONY: help install demo test test-slow lint docs reproduce bundled-model bench
+bench: $(STAMP) $(PEERS_STAMP)  ## how fast training and analysis run here, beside other libraries (an hour)
+	$(BIN)/python benchmarks/training_step.py --save
+	$(BIN)/python benchmarks/memory.py --save
+	$(BIN)/python benchmarks/pipeline.py --save
+	$(BIN)/python benchmarks/walk.py --save
+
+.PHONY: help install demo test test-slow lint docs reproduce bundled-model peers bench

@@ -6,14 +6,16 @@ Nothing is compared with anything here: these are the numbers that later version
 
 from __future__ import annotations
 
+import argparse
 import itertools
-import os
-import platform
-import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from hardware import described, machine, versions
+from report import add_output_options, publish, spread, table
+from rounds import Spread
 
 from saescope import (
     ActivationStream,
@@ -34,6 +36,10 @@ REPEATS = 3
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_output_options(parser)
+    options = parser.parse_args()
+    data: dict[str, Any] = {"machine": machine(), "versions": versions(("saescope", "torch"))}
     torch.manual_seed(0)
     model = LanguageModel.load("bundled")
     windows = TokenWindows.build(read_documents("bundled"), model.tokenizer, WindowConfig(context_size=256))
@@ -77,10 +83,18 @@ def main() -> None:
             done = run()
             if repeat:
                 rates[name].append(done / (time.perf_counter() - started))
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
-    print("| step | tokens per second, median | lowest to highest |\n|---|---|---|")
-    for name, found in rates.items():
-        print(f"| {name} | {statistics.median(found):,.0f} | {min(found):,.0f} to {max(found):,.0f} |")
+    data["rows"] = [{"step": name} | Spread.of(found).named("tokens_per_second") for name, found in rates.items()]
+    page = [
+        "# The walk\n",
+        described(data["machine"]),
+        ", ".join(f"{name} {version}" for name, version in data["versions"].items())
+        + f"; float32, d = 256, 2,048 features, k = 64, batches of 4,096 tokens; {REPEATS} rounds after one of warm-up.\n",
+        table(
+            ("step", "tokens per second"),
+            [[row["step"], spread(Spread.read(row, "tokens_per_second"), 0)] for row in data["rows"]],
+        ),
+    ]
+    publish(options, "walk", "\n".join(page), data)
 
 
 if __name__ == "__main__":

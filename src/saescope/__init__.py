@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from saescope.activations import ActivationStream, TokenWindows, WindowConfig, read_documents
+    from saescope.activations import (
+        ActivationStream,
+        CachedActivations,
+        TokenWindows,
+        WindowConfig,
+        read_documents,
+        write_cache,
+    )
     from saescope.analysis import analyze
     from saescope.dictionaries import (
         AbsTopK,
@@ -37,7 +44,7 @@ if TYPE_CHECKING:
     from saescope.evaluation import evaluate
     from saescope.models import LanguageModel
     from saescope.store import Store
-    from saescope.training import TrainingBatch, TrainingConfig, register_loss, train
+    from saescope.training import Run, TrainingBatch, TrainingConfig, register_loss, train, train_many
     from saescope.web import write_report
 
 _HOMES = {
@@ -60,14 +67,18 @@ _HOMES = {
     "register": "saescope.dictionaries",
     "save_dictionary": "saescope.dictionaries",
     "transcoder": "saescope.dictionaries",
+    "Run": "saescope.training",
     "TrainingBatch": "saescope.training",
     "TrainingConfig": "saescope.training",
     "register_loss": "saescope.training",
     "train": "saescope.training",
+    "train_many": "saescope.training",
     "LanguageModel": "saescope.models",
     "WindowConfig": "saescope.activations",
     "TokenWindows": "saescope.activations",
     "ActivationStream": "saescope.activations",
+    "CachedActivations": "saescope.activations",
+    "write_cache": "saescope.activations",
     "read_documents": "saescope.activations",
     "evaluate": "saescope.evaluation",
     "analyze": "saescope.analysis",
@@ -79,6 +90,7 @@ __all__ = [
     "AbsTopK",
     "ActivationStream",
     "BatchTopK",
+    "CachedActivations",
     "Dictionary",
     "DictionaryConfig",
     "Gated",
@@ -88,6 +100,7 @@ __all__ = [
     "Matryoshka",
     "Ordered",
     "ReLU",
+    "Run",
     "Store",
     "TokenWindows",
     "TopK",
@@ -107,7 +120,9 @@ __all__ = [
     "register_loss",
     "save_dictionary",
     "train",
+    "train_many",
     "transcoder",
+    "write_cache",
     "write_report",
 ]
 

@@ -136,6 +136,29 @@ class Forwards:
         self._handle.remove()
 
 
+def test_a_read_that_fails_is_made_again(make: Make, tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of a block: neither what the block before left over nor the place is lost."""
+    expected, original = take(make(), 20), tiny.read
+    for moment in (1, 3, 6, 9):
+        stream, got, calls = make(), [], itertools.count(1)
+
+        def read(*arguments: Any, calls: Any = calls, moment: int = moment, **settings: Any) -> Any:
+            if next(calls) == moment:
+                raise InterruptedError
+            return original(*arguments, **settings)
+
+        failures = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(tiny, "read", read)
+            while len(got) < 20:
+                try:
+                    got.append(next(stream))
+                except InterruptedError:
+                    failures += 1
+        assert failures == 1
+        assert same(got, expected)
+
+
 def test_two_hook_points_share_one_forward_pass(make: Make, tiny: LanguageModel, text: TokenWindows) -> None:
     one, other = make(), make(hook_points=[OTHER])
     both = make(hook_points=[HOOK, OTHER])
@@ -518,3 +541,24 @@ def test_the_defaults_fit_together(tiny: LanguageModel, documents: Any, tokenize
     stream = ActivationStream(tiny, windows, [HOOK])
     assert next(stream).values[HOOK].shape == (4096, 16)
     assert next(stream).values[HOOK].shape == (4096, 16)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"seed": 4}, "seed was 3 and is 4"),
+        ({"batch_size_tokens": 32}, "batch_size_tokens was 64 and is 32"),
+        ({"config": StreamConfig(buffer_size_tokens=256)}, "num_blocks was"),
+        ({"hook_points": ["blocks.0.hook_resid_post"]}, "hook_points was"),
+    ],
+)
+def test_a_position_of_another_stream_is_refused(tiny, windows, setting, said):
+    settings = {
+        "hook_points": ["blocks.1.hook_resid_post"], "batch_size_tokens": 64, "seed": 3,
+        "config": StreamConfig(buffer_size_tokens=512),
+    }  # fmt: skip
+    stream = ActivationStream(tiny, windows, **settings)
+    next(stream)
+    other = ActivationStream(tiny, windows, **(settings | setting))
+    with pytest.raises(ValueError, match=said):
+        other.load_state_dict(stream.state_dict())

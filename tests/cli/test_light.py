@@ -11,7 +11,8 @@ HEAVY = ("torch", "transformers", "fastapi", "sqlalchemy", "numpy", "datasets", 
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["show", "--help"], ["train", "--help"], ["show", "feature", "--help"]]
+    "arguments",
+    [["--help"], ["show", "--help"], ["train", "--help"], ["cache", "--help"], ["show", "feature", "--help"]],
 )
 def test_help_loads_nothing_heavy(arguments):
     program = (

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-COMMANDS = ["", "demo", "train", "eval", "analyze", "features", "show feature", "model"]
+COMMANDS = ["", "demo", "train", "cache", "eval", "analyze", "features", "show feature", "model"]
 
 
 def page() -> str:

@@ -58,6 +58,20 @@ def test_the_page_of_coefficients_computes(tmp_path):
     assert run_python(example, tmp_path).strip() == "0.05"
 
 
+def test_the_page_of_caches_runs(tmp_path):
+    """Its Python as it stands, its commands with less text."""
+    page = "docs/caches.md"
+    (example,) = code_blocks("python", page)
+    assert "[256]" in run_python(example, tmp_path)
+    small = " -o windows.max_tokens=20000 -o training.num_tokens=4096 -o dictionary.d_sae=256"
+    small += " -o stream.buffer_size_tokens=4096"
+    for command in code_blocks("sh", page)[0].strip().splitlines():
+        arguments = [sys.executable, "-m", *(command + small).split()]
+        ran = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "runs" / "deeper" / "dictionary" / "cfg.json").exists()
+
+
 def test_the_page_of_architectures_runs(tmp_path):
     page = "docs/architectures.md"
     compare, example = code_blocks("python", page)
@@ -134,3 +148,10 @@ def test_the_page_of_commands_is_up_to_date():
 @pytest.mark.parametrize("name", ["CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"])
 def test_the_house_papers_are_there(name):
     assert (ROOT / name).stat().st_size > 200
+
+
+def test_the_page_of_training_runs(tmp_path):
+    (example,) = code_blocks("python", "docs/training.md")
+    lines = run_python(example, tmp_path).splitlines()
+    assert [line.split()[0] for line in lines] == ["sweep/0-16", "sweep/0-32", "sweep/1-16", "sweep/1-32"]
+    assert all((tmp_path / line.split()[0] / "metrics.jsonl").exists() for line in lines)

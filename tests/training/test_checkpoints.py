@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -17,8 +18,10 @@ from torch import Tensor
 
 from saescope.dictionaries import Dictionary, ReLU, TopK, TopKConfig, load_dictionary
 from saescope.dictionaries.base import DictionaryConfig
+from saescope.dictionaries.saving import new_folder_beside, replace_folder
+from saescope.dictionaries.saving import write_tensors as save_tensors
 from saescope.metrics import explained_variance
-from saescope.training import NonFiniteActivationsError, StepMetrics, TrainingConfig, train
+from saescope.training import NonFiniteActivationsError, Run, StepMetrics, TrainingConfig, train
 from saescope.training.checkpoint import Checkpoint, checkpoints_in, newest_checkpoint, write_checkpoint
 
 D_IN, D_SAE, BATCH = 12, 24, 32
@@ -156,6 +159,42 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(toy_stream, wh
     assert _log(stopped) == _log(whole[1])
 
 
+@pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "of another step", "a folder"])
+def test_every_kind_of_damage_to_tensors_is_seen(toy_stream, whole, stopped, damage):
+    path = stopped / "checkpoints" / "step-00000010" / "state.safetensors"
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "a folder":
+        path.mkdir()
+    elif damage != "missing":
+        other = (stopped / "checkpoints" / "step-00000005" / "state.safetensors").read_bytes()
+        path.write_bytes({"truncated": content[:-1], "empty": b"", "of another step": other}[damage])
+    with pytest.warns(UserWarning, match=r"step-00000010 is damaged \(.*\); trying the one before it") as warned:
+        dictionary = _resumed(toy_stream, stopped)
+    assert len(warned) == 1
+    assert _same(dictionary, whole[0])
+    assert _log(stopped) == _log(whole[1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": 9}, {"num_taken": 9}, {"num_skipped": 1}, {"settled": True}, {"stream": {"drawn": 9}},
+        {"normalizer": {"kind": "scale", "scale_in": 1.0, "scale_out": 1.0}}, {"more": 1}, {"sha256": "0" * 64},
+        {"own_sha256": "0" * 64},
+    ],
+)  # fmt: skip
+def test_one_changed_number_among_the_values_is_seen(stopped, change):
+    path = stopped / "checkpoints" / "step-00000010" / "state.json"
+    values = json.loads(path.read_text())
+    assert newest_checkpoint(stopped / "checkpoints").step == 10
+    path.write_text(json.dumps(values))  # another form of the same values is no damage
+    assert newest_checkpoint(stopped / "checkpoints").step == 10
+    path.write_text(json.dumps(values | change))
+    with pytest.warns(UserWarning, match=r"step-00000010 is damaged \(the checksum does not match\)"):
+        assert newest_checkpoint(stopped / "checkpoints").step == 5
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"step": 10}', "\xff"])
 def test_every_kind_of_damage_is_seen(stopped, text):
     newest = stopped / "checkpoints" / "step-00000010"
@@ -192,6 +231,143 @@ def test_a_checkpoint_from_an_abandoned_future_does_not_crowd_out_the_new_one(tm
     assert [path.name for path in checkpoints_in(tmp_path)] == ["step-00000010", "step-00000012"]
     found = newest_checkpoint(tmp_path)
     assert (found.step, found.values, found.tensors["x"].tolist()) == (12, {"scale": 1.5}, [12])
+
+
+def _write(folder: Path, *steps: int, **keep: Any) -> None:
+    for step in steps:
+        write_checkpoint(
+            folder, Checkpoint(step, {"x": torch.tensor([step])}, {"scale": 1.5}), **{"keep_last": 9, **keep}
+        )
+
+
+def _steps(folder: Path) -> list[int]:
+    return [int(path.name[5:]) for path in sorted(folder.iterdir())]
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "keep_every", "kept"),
+    [
+        (1, None, [21]),
+        (2, None, [18, 21]),
+        (1, 6, [6, 12, 18, 21]),
+        (2, 6, [6, 12, 18, 21]),
+        (3, 10, [15, 18, 21]),  # none of these steps is due
+        (1, 7, [21]),
+        (9, 3, [3, 6, 9, 12, 15, 18, 21]),
+        (2, 9, [9, 18, 21]),
+    ],
+)
+def test_exactly_the_checkpoints_asked_for_are_kept(toy_stream, tmp_path, keep_last, keep_every, kept):
+    config = _config(21, checkpoint_every_n_steps=3, keep_last=keep_last, keep_every_n_steps=keep_every)
+    train(_topk(), toy_stream(), config, folder=tmp_path)
+    assert _steps(tmp_path / "checkpoints") == kept
+    assert newest_checkpoint(tmp_path / "checkpoints").step == 21
+
+
+@pytest.mark.parametrize("value", [0, -3])
+@pytest.mark.parametrize("name", ["keep_last", "keep_every_n_steps"])
+def test_keeping_none_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got {value}"):
+        _config(**{name: value})
+
+
+def test_a_copy_that_somebody_put_aside_is_no_checkpoint_and_stays(tmp_path):
+    _write(tmp_path, 3)
+    for name in ("step-00000003-good", "step-00000009.bak", "step-best", "step-00000001.tar.gz"):
+        (tmp_path / name).mkdir()
+    _write(tmp_path, 6, 9, keep_last=1, keep_every_n_steps=2)
+    names = ["step-00000001.tar.gz", "step-00000003-good", "step-00000006", "step-00000009", "step-00000009.bak"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*names, "step-best"]
+    assert [path.name for path in checkpoints_in(tmp_path)] == ["step-00000006", "step-00000009"]
+
+
+def test_steps_are_counted_as_numbers(tmp_path):
+    _write(tmp_path, 99_999_999, 100_000_000, keep_last=1)
+    assert _steps(tmp_path) == [100_000_000]
+    _write(tmp_path, 99_999_999)
+    assert newest_checkpoint(tmp_path).step == 99_999_999  # the other is of another future
+
+
+class _Killed(BaseException):
+    """Stands for the end of the process; what a handler of exceptions does is undone by the test."""
+
+
+def _killed_at(monkeypatch: pytest.MonkeyPatch, point: str, number: int = 1) -> list[str]:
+    seen: list[str] = []
+
+    def reached(name: str) -> None:
+        seen.append(name)
+        if name == point and seen.count(point) == number:
+            raise _Killed
+
+    monkeypatch.setattr("saescope.training.checkpoint.reached", reached)
+    return seen
+
+
+def test_what_a_kill_before_the_pruning_left_goes_with_the_next(tmp_path, monkeypatch):
+    _write(tmp_path, 3, 6, keep_last=2)
+    with monkeypatch.context() as patch:
+        _killed_at(patch, "renamed")
+        with pytest.raises(_Killed):
+            _write(tmp_path, 9, keep_last=2)
+    assert _steps(tmp_path) == [3, 6, 9]  # the new one stands
+    with monkeypatch.context() as patch:
+        _killed_at(patch, "pruned")
+        with pytest.raises(_Killed):
+            _write(tmp_path, 12, keep_last=2)
+    assert _steps(tmp_path) == [6, 9, 12]  # one of two has gone
+    (tmp_path / "step-00000013.partial").mkdir()  # of a Ctrl-C; no later write has that name
+    _write(tmp_path, 15, keep_last=2)
+    assert _steps(tmp_path) == [12, 15]
+
+
+def test_what_a_kill_at_the_very_end_left_goes_when_the_run_is_resumed(toy_stream, tmp_path, monkeypatch):
+    dictionary = _topk()
+    with monkeypatch.context() as patch:
+        _killed_at(patch, "renamed", 4)
+        with pytest.raises(_Killed):
+            train(dictionary, toy_stream(), _config(), folder=tmp_path)
+    (tmp_path / "checkpoints" / "step-00000019.partial").mkdir()
+    assert len(_names(tmp_path)) == 4
+    again = _resumed(toy_stream, tmp_path)
+    assert _names(tmp_path) == ["step-00000015", "step-00000020"]
+    assert _same(again, dictionary)
+
+
+def test_every_point_at_which_a_write_may_be_cut_off_is_passed(toy_stream, tmp_path, monkeypatch):
+    seen = _killed_at(monkeypatch, "never")
+    train(_topk(), toy_stream(), _config(), folder=tmp_path)
+    write = ["begun", "dictionary written", "tensors written", "values written", "renamed"]
+    assert seen == write * 2 + [*write, "pruned"] * 2
+
+
+@pytest.mark.parametrize("moment", [1, 2])
+def test_a_checkpoint_that_was_to_be_replaced_is_there_at_every_moment(tmp_path, monkeypatch, moment):
+    """The same step is written again after a Ctrl-C; between the two renames the old one has another name."""
+    _write(tmp_path, 12, keep_last=1)
+    rename, calls = Path.rename, []
+
+    def cut_off(self: Path, target: Any) -> Any:
+        if self.name.startswith("step-") and ".old" not in self.name:  # not what puts things back
+            calls.append(self)
+            if len(calls) >= moment:
+                raise _Killed
+        elif len(calls) >= moment:
+            raise _Killed
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", cut_off)
+        with pytest.raises(_Killed):
+            _write(tmp_path, 12, keep_last=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000012" + [".old", ""][moment == 1]]
+    assert newest_checkpoint(tmp_path).tensors["x"].tolist() == [12]
+    _write(tmp_path, 12, keep_last=1)
+    assert _steps(tmp_path) == [12]
+    (tmp_path / "step-00000012.old").mkdir()  # a kill just before it is removed
+    assert newest_checkpoint(tmp_path).tensors["x"].tolist() == [12]
+    _write(tmp_path, 14, keep_last=1)
+    assert _steps(tmp_path) == [14]
 
 
 def test_a_new_run_does_not_start_among_the_checkpoints_of_another(toy_stream, stopped):
@@ -234,6 +410,98 @@ def test_a_checkpoint_appears_with_its_dictionary_or_not_at_all(toy_stream, tmp_
     assert _names(tmp_path) == ["step-00000015", "step-00000020"]
     for path in checkpoints_in(tmp_path / "checkpoints"):
         assert sorted(part.name for part in path.iterdir()) == ["dictionary", "state.json", "state.safetensors"]
+
+
+@pytest.mark.parametrize("part", ["dictionary", "tensors", "values", "rename", "folder"])
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_full_disk_costs_no_more_than_the_steps_since_the_checkpoint_before(
+    toy_stream, whole, tmp_path, monkeypatch, part, nth
+):
+    """Whichever file it is that does not fit."""
+    calls = []
+
+    def until_full(original: Any) -> Any:
+        def write(*arguments: Any, **settings: Any) -> Any:
+            if part == "values" and Path(arguments[0]).name != "state.json":
+                return original(*arguments, **settings)
+            calls.append(1)
+            if len(calls) < nth:
+                return original(*arguments, **settings)
+            if part == "tensors":  # half of it is there
+                Path(arguments[1]).write_bytes(b"half of the")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        return write
+
+    places = {
+        "dictionary": ("saescope.dictionaries.saving.write_tensors", save_tensors),
+        "tensors": ("saescope.training.checkpoint.write_tensors", save_tensors),
+        "values": ("pathlib.Path.write_text", Path.write_text),
+        "rename": ("saescope.training.checkpoint.replace_folder", replace_folder),
+        "folder": ("saescope.training.checkpoint.new_folder_beside", new_folder_beside),
+    }
+    run, (place, original) = tmp_path / "run", places[part]
+    with monkeypatch.context() as patch:
+        patch.setattr(place, until_full(original))
+        with pytest.raises(OSError, match=rf"checkpoint .*step-{5 * nth:08d} could not be written: .*No space left"):
+            train(_topk(), toy_stream(), _config(), folder=run)
+    left = ["step-00000005"] if nth == 2 else []
+    assert not (run / "checkpoints").exists() or _names(run) == left  # nothing half-written takes up room
+    found = newest_checkpoint(run / "checkpoints")
+    assert (found.step if found else None) == (5 if nth == 2 else None)
+    if found:
+        assert load_dictionary(run / "checkpoints" / "step-00000005" / "dictionary").d_sae == D_SAE
+    resumed = _resumed(toy_stream, run) if found else _topk()
+    if not found:
+        train(resumed, toy_stream(), _config(), folder=run, resume=True)
+    assert _same(resumed, whole[0])
+    assert _log(run) == _log(whole[1])
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_disk_that_is_full_for_the_log_alone(toy_stream, whole, tmp_path, monkeypatch):
+    """The dictionary comes back on raw activations all the same, and the run goes on from its checkpoint."""
+    opened = Run._open_log
+
+    def with_a_full_disk(self: Run) -> Any:
+        opened(self).close()
+        return open("/dev/full", "w") if len(logs) == 2 else open(self.folder / "metrics.jsonl", "a")
+
+    run, logs, folded = tmp_path / "run", [1], _topk()
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_open_log", with_a_full_disk)
+        with pytest.raises(RuntimeError, match="power went off"):
+            train(_topk(), toy_stream(spoil={7: POWER_CUT}), _config(), folder=run)
+        logs.append(2)
+        with pytest.raises(OSError, match="No space left"):
+            train(folded, toy_stream(), _config(), folder=run, resume=True)
+    expected = _topk()
+    with pytest.raises(RuntimeError, match="power went off"):
+        train(expected, toy_stream(spoil={6: POWER_CUT}), _config())  # where the first line was due
+    assert _same(folded, expected)
+    assert _same(_resumed(toy_stream, run), whole[0])
+    assert _log(run) == _log(whole[1])
+
+
+def test_the_log_is_on_the_disk_before_a_checkpoint_that_counts_on_it(toy_stream, tmp_path, monkeypatch):
+    """A power cut may cost what was not synced: never a line of a step that will not be made again."""
+    synced: list[str] = []
+    original = os.fsync
+
+    def noted(handle: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        original(handle)
+
+    if not os.path.exists("/proc/self/fd"):
+        pytest.skip("needs /proc to tell what is synced")
+    monkeypatch.setattr(os, "fsync", noted)
+    train(_topk(), toy_stream(), _config(6), folder=tmp_path)
+    logs = [number for number, name in enumerate(synced) if name == "metrics.jsonl"]
+    states = [number for number, name in enumerate(synced) if name == "state.json"]
+    assert len(logs) == len(states) == 2
+    assert all(log < state for log, state in zip(logs, states, strict=True))
+    for name in ("state.safetensors", "sae_weights.safetensors", "cfg.json", "checkpoints"):
+        assert synced.count(name) == 2, name
 
 
 def test_a_double_precision_run_stays_double(toy_stream, tmp_path):
@@ -306,6 +574,23 @@ def test_the_run_of_another_dictionary_is_refused(toy_stream, stopped):
     dictionary = TopK(TopKConfig(d_in=D_IN, d_sae=D_SAE + 1, k=2))
     with pytest.raises(ValueError, match=r"holds the run of another dictionary: .*\[24, 12\].*, not .*\[25, 12\]"):
         train(dictionary, toy_stream(), _config(), folder=stopped, resume=True)
+
+
+def test_the_run_of_another_architecture_is_refused_though_its_tensors_fit(toy_stream, stopped):
+    dictionary = ReLU(DictionaryConfig(d_in=D_IN, d_sae=D_SAE))
+    log = (stopped / "metrics.jsonl").read_text()
+    with pytest.raises(ValueError, match=r"holds the run of another dictionary: topk with .*, not relu with"):
+        train(dictionary, toy_stream(), _config(), folder=stopped, resume=True)
+    assert (stopped / "metrics.jsonl").read_text() == log
+
+
+def test_a_refused_dictionary_keeps_its_normalisation(toy_stream, stopped):
+    dictionary, fresh = ReLU(DictionaryConfig(d_in=D_IN, d_sae=D_SAE)), next(toy_stream(50, seed=4))
+    train(dictionary, toy_stream(), _config(6, normalization="layer_norm"))
+    before = dictionary(fresh)
+    with pytest.raises(ValueError, match="another dictionary"):
+        train(dictionary, toy_stream(), _config(), folder=stopped, resume=True)
+    assert dictionary(fresh).equal(before)
 
 
 def test_a_half_written_checkpoint_is_passed_over_and_swept(toy_stream, whole, stopped):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from saescope.dictionaries import Dictionary, architectures, load_dictionary
-from saescope.training import TrainingConfig, loss_for, train
+from saescope.training import Run, TrainingConfig, loss_for, train, train_many
 
 BATCH, STEPS, STOP = 32, 18, 12
 POWER_CUT = RuntimeError("the power went off")
@@ -130,3 +130,93 @@ def test_resuming_where_nothing_was_changed_is_a_copy_of_the_checkpoint(new, toy
     again = new("jumprelu", seed=5)
     train(again, toy_stream(), _config(), folder=tmp_path, resume=True)
     _assert_same(again, before)
+
+
+@pytest.mark.parametrize(("name", "loss_settings"), [("relu", ANNEALED), ("topk", {})])
+def test_counters_and_memories_are_there_before_the_first_step(new, toy_stream, tmp_path, name, loss_settings):
+    """Not only the weights in the end: everything that a step depends on is restored, and nothing else matters."""
+    dictionary, again = new(name), new(name, seed=5)
+    run = Run(dictionary, _config(autocast=True), loss=loss_for(dictionary, loss_settings), folder=tmp_path)
+    run.stepper.num_skipped = 1  # as if one step had not been finite
+    with pytest.raises(RuntimeError, match="power went off"):
+        train_many([run], toy_stream(spoil={10: POWER_CUT}))
+    resumed = Run(again, _config(autocast=True), loss=loss_for(again, loss_settings), folder=tmp_path)
+    torch.manual_seed(77)
+    resumed.begin(resume=True)
+    assert (resumed.step, resumed.num_taken, resumed.stream_state["drawn"]) == (10, 10, 10)
+    a, b = run.stepper, resumed.stepper
+    assert b.num_skipped == 1
+    assert b.tokens_since_fired.equal(a.tokens_since_fired)
+    assert bool(a.tokens_since_fired.any()) == (name == "topk")  # some are dead there
+    assert b.loss.state_dict() == a.loss.state_dict()
+    assert bool(a.loss.state_dict()) == (name == "relu")
+    moments, expected = b.optimizer.state(), a.optimizer.state()
+    assert moments.keys() == expected.keys() != set()
+    assert all(tensor.equal(expected[key]) for key, tensor in moments.items())
+    assert b.lr_factor() == a.lr_factor()
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 4, 5])
+def test_stopped_while_the_normalisation_is_measured_or_just_after(new, toy_stream, tmp_path, stop):
+    """Batches that were only measured on are in no checkpoint; they are measured again."""
+    config = _config(num_tokens=6 * BATCH, num_normalization_tokens=4 * BATCH, checkpoint_every_n_steps=1)
+    whole, resumed = new("topk"), new("topk")
+    train(whole, toy_stream(), config)
+    with pytest.raises(RuntimeError, match="power went off"):
+        train(new("topk"), toy_stream(spoil={stop: POWER_CUT}), config, folder=tmp_path)
+    train(resumed, toy_stream(), config, folder=tmp_path, resume=True)
+    _assert_same(resumed, whole)
+
+
+@pytest.mark.parametrize("stop", [STEPS, STEPS + 1, STEPS + 2])
+def test_stopped_while_the_threshold_is_measured(new, toy_stream, tmp_path, stop):
+    whole, resumed = new("batch_topk"), new("batch_topk", seed=4)
+    train(whole, toy_stream(), _config())
+    with pytest.raises(RuntimeError, match="power went off"):
+        train(new("batch_topk"), toy_stream(spoil={stop: POWER_CUT}), _config(), folder=tmp_path)
+    train(resumed, toy_stream(), _config(), folder=tmp_path, resume=True)
+    _assert_same(resumed, whole)
+
+
+def test_stopped_in_the_middle_of_fitting_the_threshold(new, toy_stream, tmp_path, monkeypatch):
+    whole, resumed = new("batch_topk"), new("batch_topk", seed=4)
+    train(whole, toy_stream(), _config())
+
+    def fail(self: Dictionary, batches: list[Tensor]) -> None:
+        self.threshold.fill_(3.0)
+        raise POWER_CUT
+
+    with monkeypatch.context() as patch:
+        patch.setattr("saescope.dictionaries.BatchTopK.fit_threshold", fail)
+        with pytest.raises(RuntimeError, match="power went off"):
+            train(new("batch_topk"), toy_stream(), _config(), folder=tmp_path)
+    train(resumed, toy_stream(), _config(), folder=tmp_path, resume=True)
+    _assert_same(resumed, whole)
+
+
+def test_a_finished_run_may_be_given_more_steps(new, toy_stream, tmp_path):
+    """Its threshold is measured again, after the last of them."""
+    dictionary, stream = new("batch_topk", k=2.5), toy_stream()
+    train(new("batch_topk", k=2.5), toy_stream(), _config(), folder=tmp_path)
+    longer = _config(num_tokens=2 * STEPS * BATCH)
+    assert train(dictionary, stream, longer, folder=tmp_path, resume=True).num_steps == 2 * STEPS
+    fresh = torch.cat([raw for raw, _ in stream.given[-3:]])
+    assert float((dictionary.encode(fresh) != 0).sum()) == pytest.approx(2.5 * 3 * BATCH, abs=2)
+    assert stream.drawn == 2 * STEPS + 3
+
+
+@pytest.mark.parametrize("kernels", [("always", "always"), ("always", "never"), ("never", "always")])
+def test_sparse_steps_resume_too(new, toy_stream, tmp_path, kernels):
+    """And where the machine that goes on has other kernels, from the same state."""
+    first, then = kernels
+    whole, resumed = new("topk", d_sae=40), new("topk", d_sae=40, seed=4)
+    train(whole, toy_stream(), _config(sparse_kernels=first))
+    with pytest.raises(RuntimeError, match="power went off"):
+        train(
+            new("topk", d_sae=40), toy_stream(spoil={STOP: POWER_CUT}), _config(sparse_kernels=first), folder=tmp_path
+        )  # fmt: skip
+    train(resumed, toy_stream(), _config(sparse_kernels=then), folder=tmp_path, resume=True)
+    if first == then:
+        _assert_same(resumed, whole)
+    for name, parameter in resumed.named_parameters():
+        torch.testing.assert_close(parameter, whole.get_parameter(name), rtol=1e-3, atol=1e-4)

@@ -141,8 +141,14 @@ class TokenWindows:
     @cached_property
     def num_tokens(self) -> int:
         """Tokens in all windows, special ones and padding not counted."""
+        return int(self.tokens_per_window().sum())
+
+    def tokens_per_window(self, *, exclude_special_tokens: bool = True) -> np.ndarray:
+        """Tokens in each window, int64, ``[num_windows]``; padding is never counted."""
+        if not exclude_special_tokens:
+            return self.lengths.astype(np.int64) + (self.bos_id is not None)
         content = np.concatenate([[0], np.cumsum(self._content(self.tokens))])
-        return int((content[self.starts + self.lengths] - content[self.starts]).sum())
+        return content[self.starts + self.lengths] - content[self.starts]
 
     @property
     def num_attended(self) -> int:

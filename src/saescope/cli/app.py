@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from saescope.cli.analyze import analyze
+from saescope.cli.cache import cache
 from saescope.cli.demo import demo
 from saescope.cli.eval import evaluate
 from saescope.cli.features import features
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(train)
+app.command()(cache)
 app.command(name="eval")(evaluate)
 app.command()(analyze)
 app.command()(features)

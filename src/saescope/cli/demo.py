@@ -32,8 +32,17 @@ def demo(
 
     from saescope.cli.folders import prepare_folder
     from saescope.cli.recipe import load_recipe
-    from saescope.cli.run import analyze_run, evaluate_run, load_windows, numbers_of, train_run, write_evaluation
+    from saescope.cli.run import (
+        analyze_run,
+        bounded,
+        evaluate_run,
+        load_model,
+        load_windows,
+        numbers_of,
+        write_evaluation,
+    )
     from saescope.cli.setting import setting_of
+    from saescope.cli.training import train_run
     from saescope.cli.views import evaluation_view, feature_view
     from saescope.dictionaries import load_dictionary, read_metadata
     from saescope.evaluation import verdicts
@@ -46,11 +55,16 @@ def demo(
     folder = prepare_folder(output, config.as_dict(), overwrite=overwrite, resume=resume)
 
     console.print(Rule("1  train", align="left"))
-    model, windows = train_run(config, folder, console, resume=resume)
+    parts = train_run(config, folder, console, resume=resume)
     dictionary, metadata = load_dictionary(folder.dictionary), read_metadata(folder.dictionary)
     setting = setting_of(folder.dictionary, metadata)
 
     console.print(Rule("2  evaluate on held-out text", align="left"))
+    if parts is None:  # trained from a cache
+        model = load_model(config.model)
+        windows = load_windows(model, config.dataset, bounded(config), console)
+    else:
+        model, windows = parts
     held_out = load_windows(model, config.held_out_dataset(), config.windows, console)
     evaluation = evaluate_run(dictionary, model, held_out, setting, config.evaluation.num_tokens, console)
     numbers = numbers_of(evaluation, metadata)

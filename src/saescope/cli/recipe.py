@@ -51,6 +51,7 @@ class RunConfig:
     hook_point_out: str = ""  # what a transcoder rebuilds
     hook_points: tuple[str, ...] = ()  # the sources of a crosscoder, in the place of hook_point
     seed: int = 0
+    cache: str = ""  # a folder that `saescope cache` wrote: activations are read there, and the model is not loaded
     model: ModelConfig = field(default_factory=ModelConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     held_out: DatasetConfig | None = None  # left out: the split "held_out" of the data set
@@ -81,8 +82,11 @@ class RunConfig:
         return self.hook_points or (self.hook_point,)
 
     def build_dictionary(self, widths: Mapping[str, int]) -> Dictionary:
-        """A fresh dictionary for hook points of these widths."""
+        """A fresh dictionary for hook points of these widths; drawn with ``[dictionary] seed``, as a rule the run's."""
         settings = dict(self.dictionary)
+        seed = settings.pop("seed", self.seed)
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise ValueError(f"dictionary: seed must be a whole number, got {seed!r}")
         cls = architecture(settings.pop("architecture"))
         for name in ("d_in", "d_out", "source_widths"):
             if name in settings:
@@ -92,7 +96,7 @@ class RunConfig:
             settings["source_widths"] = tuple(widths[name] for name in self.reads)
         if issubclass(cls, Transcoder):
             settings["d_out"] = widths[self.hook_point_out]
-        return cls(_checked(cls.Config, settings, "dictionary"), seed=self.seed)
+        return cls(_checked(cls.Config, settings, "dictionary"), seed=seed)
 
     def check_hook_points(self, source: str) -> None:
         """ValueError where the hook points named are not those that the architecture asks for."""

@@ -12,19 +12,18 @@ from typing import Any
 
 from rich.console import Console
 
-import saescope
-from saescope.activations import ActivationStream, DatasetConfig, TokenWindows, WindowConfig, read_documents
+from saescope.activations import DatasetConfig, TokenWindows, WindowConfig, read_documents
+from saescope.activations.cache import CachedActivations
+from saescope.activations.cache_writing import cache_settings
 from saescope.activations.documents import has_own_splits
 from saescope.analysis import analyze
-from saescope.cli.folders import RunFolder
 from saescope.cli.progress import progress
 from saescope.cli.recipe import ModelConfig, RunConfig
 from saescope.cli.setting import Setting
-from saescope.dictionaries import Dictionary, save_dictionary
+from saescope.dictionaries import Dictionary
 from saescope.evaluation import Evaluation, evaluate
 from saescope.models import LanguageModel
 from saescope.store import DictionaryRecord, Store
-from saescope.training import StepMetrics, loss_for, train
 
 
 def load_model(config: ModelConfig) -> LanguageModel:
@@ -48,81 +47,19 @@ def load_windows(model: LanguageModel, dataset: DatasetConfig, config: WindowCon
         )
 
 
-def train_run(
-    config: RunConfig, folder: RunFolder, console: Console, *, resume: bool
-) -> tuple[LanguageModel, TokenWindows]:
-    """Train the dictionary of a run into its folder; gives back the parts that later steps use again."""
-    model = load_model(config.model)
-    hook_points = [*config.reads, *([config.hook_point_out] if config.hook_point_out else [])]
-    dictionary = config.build_dictionary({name: model.width(name) for name in hook_points})
-    windows = load_windows(model, config.dataset, _bounded(config), console)
-    stream = ActivationStream(
-        model,
-        windows,
-        hook_points,
-        batch_size_tokens=config.training.batch_size_tokens,
-        config=config.stream,
-        seed=config.seed,
-    )
-    passes = config.training.num_tokens / windows.num_tokens
-    console.print(
-        f"{config.dictionary['architecture']} dictionary, {dictionary.d_sae:,} features of width {dictionary.d_in}, "
-        f"at {' to '.join(hook_points) if config.hook_point_out else ' and '.join(hook_points)} of {model.name}\n"
-        f"{config.training.num_steps:,} steps of {config.training.batch_size_tokens:,} tokens: "
-        f"{passes:.2f} passes over {windows.num_tokens:,} tokens from {len(windows.documents):,} documents\n"
-        f"{stream.mixing()}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    metadata = {
-        "model_name": config.model.name,
-        "hook_name": ", ".join(config.reads),
-        "hf_hook_name": ", ".join(model.hook_point(name).canonical for name in config.reads),
-        "dataset_path": config.dataset.name,
-        "context_size": config.windows.context_size,
-        "prepend_bos": config.windows.prepend_bos,
-    }
-    if config.hook_point_out:
-        metadata["hook_name_out"] = config.hook_point_out
-        metadata["hf_hook_name_out"] = model.hook_point(config.hook_point_out).canonical
-    remark = ""
+def open_cache(config: RunConfig) -> CachedActivations:
+    """The cache that a run trains from.
 
-    def on_metrics(metrics: StepMetrics) -> None:
-        nonlocal remark
-        remark = (
-            f"explained variance {metrics.explained_variance:.3f}, L0 {metrics.l0:.0f}, dead {metrics.dead_share:.1%}"
-        )
-
-    try:
-        with progress(console, "training", "tokens") as update:
-            size = config.training.batch_size_tokens
-            result = train(
-                dictionary,
-                stream.pair(*hook_points) if config.hook_point_out else stream.joined(hook_points),
-                config.training,
-                loss=loss_for(dictionary, config.loss),
-                folder=folder.path,
-                resume=resume,
-                on_metrics=on_metrics,
-                on_step=lambda done, total: update(done * size, total * size, remark),
-                source=" and ".join(hook_points),
-                metadata=metadata,
-            )
-    except KeyboardInterrupt:
-        console.print(
-            f"stopped; the same command with --resume goes on from the last checkpoint in {folder.path}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        raise SystemExit(130) from None
-    summary = {
-        "num_tokens": result.num_tokens,
-        "dead_share": result.dead_share,
-        "dead_after_tokens": config.training.dead_after_tokens,
-    }
-    provenance = {"version": saescope.__version__, "run": config.as_dict(), "training": summary}
-    save_dictionary(dictionary, folder.dictionary, metadata=metadata, saescope=provenance, overwrite=True)
-    return model, windows
+    Raises:
+        ValueError: it was made of another model or text than the recipe names, both shown, or is damaged.
+    """
+    cache = CachedActivations.open(config.cache)
+    special = {"exclude_special_tokens": config.stream.exclude_special_tokens}
+    settings = cache_settings(config.model.name, config.model.dtype, config.dataset, config.windows, special)
+    if bounded(config) is not config.windows:  # how much of an endless text was read was up to the cache
+        settings["windows"].pop("max_tokens")
+    cache.require(settings, [*config.reads, *filter(None, [config.hook_point_out])])
+    return cache
 
 
 def evaluate_run(
@@ -211,7 +148,7 @@ def analyze_run(
         )
 
 
-def _bounded(config: RunConfig) -> WindowConfig:
+def bounded(config: RunConfig) -> WindowConfig:
     """Data sets from a hub may be endless: read no more of them than the training needs."""
     if config.windows.max_tokens is not None or not has_own_splits(config.dataset.name):
         return config.windows

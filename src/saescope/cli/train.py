@@ -10,9 +10,11 @@ import typer
 
 def train(
     recipe: Annotated[
-        str, typer.Argument(help="A recipe in TOML, or the name of one that comes with saescope (demo).")
+        list[str], typer.Argument(help="Recipes in TOML, or names of those that come with saescope (demo).")
     ],
-    output: Annotated[Path | None, typer.Option("--output", help="Folder of the run. [default: runs/NAME]")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Folder of the run, or of all runs. [default: runs/NAME]")
+    ] = None,
     override: Annotated[
         list[str] | None, typer.Option("-o", "--set", metavar="KEY=VALUE", help="Override, e.g. training.lr=1e-3.")
     ] = None,
@@ -22,22 +24,30 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
 ) -> None:
-    """Train a dictionary as a recipe says.
+    """Train a dictionary as a recipe says; or, with several recipes, their dictionaries in one pass.
 
-    The folder gets run.json (the resolved recipe), metrics.jsonl, checkpoints and the finished dictionary.
+    The folder gets run.json (the resolved recipe), metrics.jsonl, checkpoints and the finished dictionary. Several
+    recipes share model, text and batches; each run gets a folder of its name, and ends as it would have alone. Ctrl-C
+    ends the step in hand and saves it.
     """
     from rich.console import Console
 
     from saescope.cli.folders import prepare_folder
     from saescope.cli.plugin import load_plugins
     from saescope.cli.recipe import load_recipe
-    from saescope.cli.run import train_run
+    from saescope.cli.training import check_shared, train_runs
 
     load_plugins(plugin)
-    config = load_recipe(recipe, override or [])
-    folder = prepare_folder(output or Path("runs") / config.name, config.as_dict(), overwrite=overwrite, resume=resume)
+    configs = [load_recipe(name, override or []) for name in recipe]
+    check_shared(configs)
+    paths = [output] if output and len(configs) == 1 else [(output or Path("runs")) / c.name for c in configs]
+    folders = [
+        prepare_folder(path, config.as_dict(), overwrite=overwrite, resume=resume)
+        for path, config in zip(paths, configs, strict=True)
+    ]
     console = Console()
-    train_run(config, folder, console, resume=resume)
-    console.print(
-        f"dictionary: {folder.dictionary}\nnext: saescope eval {folder.path}", highlight=False, soft_wrap=True
-    )
+    train_runs(configs, folders, console, resume=resume)
+    for folder in folders:
+        console.print(
+            f"dictionary: {folder.dictionary}\nnext: saescope eval {folder.path}", highlight=False, soft_wrap=True
+        )

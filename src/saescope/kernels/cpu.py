@@ -36,10 +36,17 @@ _CHUNK = 64  # numbers that are compared with the bound at once; tiles hold whol
 _SLICE = 256  # columns of the Ordered gradient that are walked together
 _SAMPLE = 64  # tokens on which the first bound of a batch is measured
 
-# sums may be reordered, so that they use vector units; NaN and infinity keep their meaning
-_jit: Callable[..., Any] = numba.njit(
-    nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"}
-)
+
+def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled code, kept from process to process where there is a place for it."""
+    # sums may be reordered, so that they use vector units; NaN and infinity keep their meaning
+    how: dict[str, Any] = {
+        "nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "arcp", "nsz"},
+    }  # fmt: skip
+    try:
+        return numba.njit(cache=True, **how)(function)
+    except RuntimeError:  # neither beside this file nor in the user's folder can anything be written
+        return numba.njit(**how)(function)
 
 
 def topk(x: Tensor, rows: Tensor, bias: Tensor | None, k: int) -> FlatCodes:
@@ -79,8 +86,12 @@ def batch_topk(x: Tensor, rows: Tensor, bias: Tensor | None, count: int) -> Flat
 
 
 def _largest(x: Tensor, rows: Tensor, biases: np.ndarray, bound: float, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Values above ``bound`` and their places in the batch, at most the ``count`` largest, in no order."""
-    lists: list[tuple[np.ndarray, np.ndarray]] = []
+    """Values above ``bound`` and their places in the batch, at most the ``count`` largest, in no order.
+
+    Of equal values at the cut, those of the first places: which they are depends neither on the number of threads nor on
+    which of them is done first.
+    """
+    lists: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def part(first: int, last: int) -> None:
         room = 2 * count + _TILE_FEATURES
@@ -89,10 +100,10 @@ def _largest(x: Tensor, rows: Tensor, biases: np.ndarray, bound: float, count: i
         for begin, _, chunk, tile in _tiles(x, rows, first, last):
             bias = biases[chunk : chunk + tile.shape[1]]
             fill, low = _search_batch(tile, bias, begin, chunk * _CHUNK, count, values, places, fill, low)
-        lists.append((values[:fill], places[:fill]))
+        lists[first] = values[:fill], places[:fill]
 
     _in_parts(part, len(x))
-    values, places = (np.concatenate(arrays) for arrays in zip(*lists, strict=True))
+    values, places = (np.concatenate(arrays) for arrays in zip(*lists.values(), strict=True))
     if len(values) > count:
         _keep_largest(values, places, len(values), count)
     return values[:count], places[:count]
@@ -160,7 +171,8 @@ def gradients(
 
 
 def ordered_errors(codes: FlatCodes, residual: Tensor, decoder: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    errors, left = residual.new_empty(len(residual)), residual.detach().clone()
+    errors = residual.new_empty(len(residual))
+    left = residual.detach().clone(memory_format=torch.contiguous_format)
     arrays = _arrays(codes.starts, codes.features, codes.values, decoder, before, left, errors)
     _in_parts(lambda first, last: _ordered_errors(first, last, *arrays), len(residual))
     return errors, left
@@ -224,8 +236,10 @@ def _in_parts(job: Callable[[int, int], None], num_items: int, work: np.ndarray 
 def _pool(num_threads: int) -> ThreadPoolExecutor:
     """Threads that each compute on one core."""
     ready = threading.Barrier(num_threads + 1)
+    own_number = torch.get_num_threads()
 
     def alone() -> None:
+        torch.get_num_threads()  # torch sets a thread up when it is first asked, which would undo the next line later
         torch.set_num_threads(1)  # for products made in this thread; torch keeps the number per thread
         ready.wait()
 
@@ -233,7 +247,7 @@ def _pool(num_threads: int) -> ThreadPoolExecutor:
     for _ in range(num_threads):
         pool.submit(int)
     ready.wait()
-    torch.set_num_threads(num_threads)  # threads made from now on start with what the last call anywhere said
+    torch.set_num_threads(own_number)  # threads made from now on start with what the last call anywhere said
     return pool
 
 
@@ -320,15 +334,18 @@ def _any_above(numbers, bias, low):  # type: ignore[no-untyped-def]
 
 @_jit
 def _keep_largest(values: np.ndarray, tags: np.ndarray, fill: int, k: int) -> float:
-    """Move the k largest of the first ``fill`` values, with their tags, to the front; returns the smallest of them."""
+    """Move the k largest of the first ``fill`` values, with their tags, to the front; returns the smallest of them.
+
+    Of equal values, those with the smaller tags.
+    """
     low, high = 0, fill - 1
     while low < high:
-        pivot = values[(low + high) // 2]
+        pivot, tag = values[(low + high) // 2], tags[(low + high) // 2]
         i, j = low, high
         while i <= j:
-            while values[i] > pivot:
+            while values[i] > pivot or (values[i] == pivot and tags[i] < tag):
                 i += 1
-            while values[j] < pivot:
+            while values[j] < pivot or (values[j] == pivot and tags[j] > tag):
                 j -= 1
             if i <= j:
                 values[i], values[j] = values[j], values[i]
@@ -401,7 +418,10 @@ def _pack(values, features, starts, packed_values, packed_features):  # type: ig
 
 @_jit
 def _search_batch(tile, bias, token, feature, count, values, places, fill, low):  # type: ignore[no-untyped-def]
-    """As :func:`_search_tokens`, with one list and one bound for all tokens."""
+    """As :func:`_search_tokens`, with one list and one bound for all tokens.
+
+    Tiles do not come in order of places, so what equals the smallest in a full list may still have to go before it.
+    """
     for t in range(tile.shape[0]):
         for q in range(tile.shape[1]):
             if _any_above(tile[t, q], bias[q], low):
@@ -412,7 +432,7 @@ def _search_batch(tile, bias, token, feature, count, values, places, fill, low):
                         places[fill] = (token + t) << 32 | (feature + q * _CHUNK + j)
                         fill += 1
                         if fill == len(values):
-                            low = _keep_largest(values, places, fill, count)
+                            low = np.nextafter(_keep_largest(values, places, fill, count), values.dtype.type(0))
                             fill = count
     return fill, low
 

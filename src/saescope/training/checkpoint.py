@@ -25,6 +25,7 @@ from saescope.dictionaries.saving import new_folder_beside, replace_folder, writ
 
 STATE_TENSORS = "state.safetensors"
 STATE_JSON = "state.json"
+PARTIAL, OLD = ".partial", ".old"  # what is being written, and what it takes the place of (see dictionaries/saving.py)
 
 
 @dataclass(frozen=True)
@@ -56,26 +57,38 @@ def write_checkpoint(
     checkpoint, because they are damaged) and go.
     """
     target = folder / f"step-{checkpoint.step:08d}"
-    beside = new_folder_beside(target)
-    reached("begun")
-    if dictionary is not None:
-        save_dictionary(dictionary, beside / "dictionary", metadata=metadata)
-        reached("dictionary written")
-    write_tensors(checkpoint.tensors, beside / STATE_TENSORS)
-    reached("tensors written")
-    values = {"step": checkpoint.step, "sha256": _sha256(beside / STATE_TENSORS), **checkpoint.values}
-    (beside / STATE_JSON).write_text(json.dumps({"own_sha256": _sha256_of(values), **values}, indent=1) + "\n")
-    reached("values written")
-    replace_folder(beside, target)
+    try:
+        beside = new_folder_beside(target)
+        reached("begun")
+        if dictionary is not None:
+            save_dictionary(dictionary, beside / "dictionary", metadata=metadata)
+            reached("dictionary written")
+        write_tensors(checkpoint.tensors, beside / STATE_TENSORS)
+        reached("tensors written")
+        values = {"step": checkpoint.step, "sha256": _sha256(beside / STATE_TENSORS), **checkpoint.values}
+        (beside / STATE_JSON).write_text(json.dumps({"own_sha256": _sha256_of(values), **values}, indent=1) + "\n")
+        reached("values written")
+        replace_folder(beside, target)
+    except BaseException as error:
+        shutil.rmtree(target.with_name(target.name + PARTIAL), ignore_errors=True)  # a full disk needs the room
+        if isinstance(error, OSError):
+            raise OSError(f"the checkpoint {target} could not be written: {error}") from error
+        raise
     reached("renamed")
+    prune(folder, checkpoint.step, keep_last, keep_every_n_steps)
+    return target
+
+
+def prune(folder: Path, step: int, keep_last: int, keep_every_n_steps: int | None = None) -> None:
+    """Remove the checkpoints that are not to be kept once that of ``step`` stands, and what kills left of others."""
     present = checkpoints_in(folder)
-    past = [path for path in present if path.name <= target.name]
+    past = [path for path in present if _step(path) <= step]
     kept = {*past[-keep_last:], *(path for path in past if keep_every_n_steps and not _step(path) % keep_every_n_steps)}
-    for path in present:
+    left = {path for suffix in (PARTIAL, OLD) for path in folder.glob(f"step-*{suffix}")}
+    for path in (*present, *sorted(left.difference(present))):
         if path not in kept:
             shutil.rmtree(path)
             reached("pruned")
-    return target
 
 
 def reached(point: str) -> None:
@@ -103,12 +116,17 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The folders of whole checkpoints, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if p.suffix == "")
+    """The folders of whole checkpoints, oldest first.
+
+    Where a kill came as one was to take the place of another of its step, that other stands aside under another name.
+    """
+    found = (path for path in folder.glob("step-*") if path.suffix in ("", OLD) and path.stem[len("step-") :].isdigit())
+    by_step = {_step(path): path for path in sorted(found, reverse=True)}  # "step-00000012.old" before "step-00000012"
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def _step(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
+    return int(path.stem.removeprefix("step-"))
 
 
 def _sha256_of(values: Mapping[str, Any]) -> str:

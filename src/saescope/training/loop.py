@@ -103,13 +103,16 @@ def train_many(
     _check(runs, pick)
     pick = pick or [lambda item: item] * len(runs)
     longest = max(runs, key=lambda run: run.config.num_steps)
-    stream = Prefetch(batches, num_ahead) if (num_ahead := longest.config.num_prefetched_batches) else batches
+    num_ahead = max(run.config.num_prefetched_batches for run in runs)
+    stream = Prefetch(batches, num_ahead) if num_ahead else batches
     with ExitStack() as at_the_end:
         for run in runs:
             at_the_end.callback(run.close)
         for run in runs:
             run.begin(resume=resume)
         position = _go_to(stream, runs)
+        for run in runs:
+            run.open_log()  # not before: a run that is refused costs the others nothing
         if isinstance(stream, Prefetch):
             at_the_end.callback(stream.close)
         interrupt = at_the_end.enter_context(polite_interrupts())
@@ -122,25 +125,34 @@ def train_many(
             position += 1
             state = stream.state_dict() if isinstance(stream, Resumable) else {}
             waiting = [(run, part) for run, part in zip(runs, pick, strict=True) if run.wants_more]
-            try:
-                for run, part in waiting:
-                    if run.num_seen < position:
-                        run.take(part(item), state)
-            except (NonFiniteActivationsError, NonFiniteLossError):
+            failures: dict[Run, ValueError] = {}
+            for run, part in waiting:
+                if run.num_seen < position:
+                    try:
+                        run.take(_fit_to_read_ahead(part(item), num_ahead), state)
+                    except (NonFiniteActivationsError, NonFiniteLossError) as error:
+                        failures[run] = error  # the others see the batch too: all go on after it
+            if failures:
                 for run, _ in waiting:
-                    run.checkpoint()
-                raise
+                    if run in failures:
+                        run.checkpoint()
+                    else:
+                        run.checkpoint_if_new()
+                raise next(iter(failures.values()))
             if on_step:
                 on_step(longest.step, longest.config.num_steps)
             if interrupt.signal:
                 for run, _ in waiting:
-                    if run.step:
-                        run.checkpoint()
+                    run.checkpoint_if_new()
                 interrupt.raise_if_asked()
             for run, _ in waiting:
-                run.checkpoint_if_due()
+                if run.wants_more:
+                    run.checkpoint_if_due()
+                else:
+                    run.finish()  # now: what stops the others later costs this one nothing
         for run in runs:
             run.finish()
+        interrupt.raise_if_asked()
     return [run.result() for run in runs]
 
 
@@ -149,10 +161,21 @@ def _go_to(stream: Iterator[Any], runs: Sequence[Run]) -> int:
     behind = min((run for run in runs if run.wants_more), key=lambda run: run.num_taken, default=None)
     if behind is None or not behind.num_taken:
         return 0
-    if not isinstance(stream, Resumable):
+    source = stream.batches if isinstance(stream, Prefetch) else stream
+    if not isinstance(source, Resumable) or not isinstance(stream, Resumable):
         raise ValueError("this stream of batches cannot be resumed: it has no state_dict() and load_state_dict()")
     stream.load_state_dict(behind.stream_state)
     return behind.num_taken
+
+
+def _fit_to_read_ahead(batch: Any, num_ahead: int) -> Any:
+    """The batch; an error where a loss is to run the model while a thread reads ahead from it."""
+    if num_ahead and isinstance(batch, TrainingBatch) and batch.context is not None:
+        raise ValueError(
+            "a loss on the model's output can not have its batches read ahead: the model would run twice at a time; set "
+            "num_prefetched_batches to 0"
+        )
+    return batch
 
 
 def _refuse_early_end(runs: Sequence[Run]) -> None:
@@ -178,3 +201,5 @@ def _check(runs: Sequence[Run], pick: Sequence[Any] | None) -> None:
         raise ValueError("two runs write to one folder; give each its own")
     if len({id(run.dictionary) for run in runs}) < len(runs):
         raise ValueError("one dictionary is in two runs; give each its own")
+    if len({id(run.stepper.loss) for run in runs}) < len(runs):
+        raise ValueError("one loss is in two runs; give each its own, as losses may remember what they have seen")

@@ -50,12 +50,13 @@ class Prefetch(Iterator[Tensor | TrainingBatch]):
                 found: tuple[Any, dict[str, Any], BaseException | None] = (item, state, None)
             except BaseException as error:  # the user's thread is where it belongs
                 found = (None, {}, error)
-            while not self._stop.is_set():
+            while True:
                 try:
-                    self._ahead.put(found, timeout=_TICK)
+                    self._ahead.put(found, timeout=_TICK)  # before the end is looked at: what was drawn shows
                     break
                 except queue.Full:
-                    continue
+                    if self._stop.is_set():
+                        return
             if found[2] is not None:
                 return
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +22,7 @@ from torch import Tensor
 from saescope.dictionaries import BatchTopK, Dictionary, Transcoder
 from saescope.dictionaries.normalization import NoNormalization
 from saescope.metrics import explained_variance
-from saescope.training.checkpoint import Checkpoint, checkpoints_in, newest_checkpoint, write_checkpoint
+from saescope.training.checkpoint import Checkpoint, checkpoints_in, newest_checkpoint, prune, write_checkpoint
 from saescope.training.config import TrainingConfig
 from saescope.training.initialization import initialize
 from saescope.training.losses import Batch, FunctionLoss, Loss, loss_for
@@ -104,7 +105,7 @@ class Run:
         return len(self._fresh) * self.config.batch_size_tokens < wanted
 
     def begin(self, *, resume: bool) -> None:
-        """Open the log; go on from the newest checkpoint, or refuse to write over one."""
+        """Go on from the newest checkpoint, or refuse to write over one. Nothing is written yet."""
         if resume:
             self._resume()
         elif self.folder is not None and checkpoints_in(self.folder / "checkpoints"):
@@ -112,8 +113,11 @@ class Run:
                 f"{self.folder} already holds checkpoints of a run; resume it, or choose another folder"
             )
         self._first_step, self._saved_at = self.step, self.step if resume and self.num_taken else -1
-        self._log = self._open_log()
         self._started = time.perf_counter()
+
+    def open_log(self) -> None:
+        """Open metrics.jsonl: the first that is written."""
+        self._log = self._open_log()
 
     def take(self, item: Tensor | TrainingBatch, stream_state: dict[str, Any]) -> None:
         """See one batch of the stream: train on it, or put it to what else the run is at.
@@ -125,7 +129,11 @@ class Run:
             NonFiniteActivationsError, NonFiniteLossError: a checkpoint made now goes on after this batch.
         """
         if not self.trains:  # the place to go on from stays that of the last step
-            self._fresh.append(self._normalised(*self._checked(item)).x)
+            try:
+                self._fresh.append(self._normalised(*self._checked(item)).x)
+            except NonFiniteActivationsError:  # but for this: the threshold is measured on what follows
+                self.num_taken, self.stream_state, self._fresh = self.num_seen + 1, stream_state, []
+                raise
             return
         self.num_taken += 1
         self.stream_state = stream_state
@@ -148,10 +156,15 @@ class Run:
 
     def checkpoint_if_due(self) -> None:
         if self.trains and self.step % self.config.checkpoint_every_n_steps == 0:
+            self.checkpoint_if_new()
+
+    def checkpoint_if_new(self) -> None:
+        """Write the state of now, unless it is there already, or there is none: first batches are measured again."""
+        if self.step and self._saved_at != self.step:
             self.checkpoint()
 
     def finish(self) -> None:
-        """What follows the last batch: the threshold, the last checkpoint."""
+        """What follows the last batch: the threshold, the last checkpoint. Does nothing the second time."""
         if self._fresh and not self._settled:
             assert isinstance(self.dictionary, BatchTopK)
             self.dictionary.fit_threshold(self._fresh)
@@ -159,13 +172,15 @@ class Run:
         self._fresh, self._settled = [], True
         if changed:
             self.checkpoint()
+        elif self.folder is not None:  # a kill may have come before that was done
+            prune(self.folder / "checkpoints", self.step, self.config.keep_last, self.config.keep_every_n_steps)
 
     def close(self) -> None:
-        """Close the log, and give the dictionary back on raw activations, whatever has happened."""
-        if self._log:
-            self._log.close()
+        """Give the dictionary back on raw activations, whatever has happened, and close the log."""
         if self.normalizer:
             self.normalizer.fold_into(self.dictionary)
+        if self._log:
+            self._log.close()
 
     def result(self) -> TrainingResult:
         return TrainingResult(
@@ -300,9 +315,12 @@ class Run:
         """Write the state of now."""
         if self.folder is None:
             return
+        if self._log:
+            os.fsync(self._log.fileno())  # a checkpoint never knows of more steps than the log
         normalizer = self.normalizer.state_dict() if self.normalizer else {}
         tensors = self.stepper.tensors()
         values = self.stepper.values() | {"num_taken": self.num_taken, "settled": self._settled}
+        values["architecture"] = self.dictionary.architecture
         for name, state in (("stream", self.stream_state), ("normalizer", normalizer)):
             tensors |= {f"{name}/{key}": value for key, value in state.items() if isinstance(value, Tensor)}
             values[name] = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
@@ -322,12 +340,17 @@ class Run:
         checkpoint = newest_checkpoint(self.folder / "checkpoints")
         if checkpoint is None:
             return
+        normalization = self.dictionary.input_normalization
         self.dictionary.input_normalization = NoNormalization()  # as weights in checkpoints have it
         weights, own = checkpoint.part("dictionary"), self.stepper.weights()
         shapes = {name: list(tensor.shape) for name, tensor in own.items()}
         found = {name: list(tensor.shape) for name, tensor in weights.items()}
-        if found != shapes:
-            raise ValueError(f"{self.folder} holds the run of another dictionary: {found}, not {shapes}")
+        name, own_name = checkpoint.values["architecture"], self.dictionary.architecture
+        if (name, found) != (own_name, shapes):
+            self.dictionary.input_normalization = normalization
+            raise ValueError(
+                f"{self.folder} holds the run of another dictionary: {name} with {found}, not {own_name} with {shapes}"
+            )
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(weights[name])
@@ -335,7 +358,8 @@ class Run:
         self.stepper.loss.load_state_dict(checkpoint.values["loss"])
         self.stepper.tokens_since_fired.copy_(checkpoint.tensors["counters/tokens_since_fired"])
         self.stepper.step, self.stepper.num_skipped = checkpoint.step, checkpoint.values["num_skipped"]
-        self.num_taken, self._settled = checkpoint.values["num_taken"], checkpoint.values["settled"]
+        self.num_taken = checkpoint.values["num_taken"]
+        self._settled = checkpoint.values["settled"] and not self.trains  # not where the config now asks for more steps
         self.stream_state = {**checkpoint.values["stream"], **checkpoint.part("stream")}
         normalizer = {**checkpoint.values["normalizer"], **checkpoint.part("normalizer")}
         self.normalizer = normalizer_from(normalizer) if normalizer else None

@@ -90,6 +90,8 @@ class Stepper:
                 f'sparse_kernels = "always", but there are none for a {dictionary.architecture} dictionary with this '
                 f"loss on {dictionary.b_dec.device.type} in {dictionary.b_dec.dtype}; leave it out"
             )
+        if any(bool(parameter.isnan().any()) for parameter in dictionary.parameters()):
+            return None  # for the kernels NaN only is a feature that never fires; a dense step has it in its loss
         return kernels
 
     @property

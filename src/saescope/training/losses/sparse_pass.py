@@ -93,8 +93,7 @@ class SparsePass:
         self._kernels, self._dictionary, self._x, self._pre = kernels, dictionary, x, chosen.pre
         self._values: Tensor | None = None  # leaves from here on: [n]
         self._l0: Tensor | None = None  # scalar
-        self._decoded: Tensor | None = None  # [L, B, d_out]
-        self._widths = [dictionary.d_sae]
+        self._decoded: dict[tuple[int, ...], Tensor] = {}  # by widths of prefixes: [L, B, d_out]
         self._dead: tuple[Tensor, Tensor, Tensor, Tensor] | None = None  # rows; encoder, bias, decoder of these
         self._ordered: tuple[Tensor, Tensor, Tensor] | None = None  # what is left, C(i - 1), mean error
 
@@ -103,7 +102,8 @@ class SparsePass:
     @property
     def x_hat(self) -> Tensor:
         """Reconstructions, ``[B, d_out]``."""
-        return self._decode()[-1]
+        known = next(iter(self._decoded.values()), None)  # the last of any prefixes is the whole dictionary
+        return (self._decode([self._dictionary.d_sae]) if known is None else known)[-1]
 
     def mean_of_sums(self, of: Callable[[Tensor], Tensor], weighed_by: Dictionary | None = None) -> Tensor:
         """As :meth:`Codes.mean_of_sums`; rows have norm 1 here, and weights by norm change nothing."""
@@ -113,7 +113,8 @@ class SparsePass:
 
     def mean_l0(self, dictionary: JumpReLU) -> Tensor:
         """As :meth:`Codes.mean_l0`."""
-        self._l0 = (self.codes.values.count_nonzero() / self.codes.num_tokens).to(self._x.dtype).requires_grad_()
+        if self._l0 is None:
+            self._l0 = (self.codes.values.count_nonzero() / self.codes.num_tokens).to(self._x.dtype).requires_grad_()
         return self._l0
 
     def dead_part(self, dictionary: Dictionary, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,33 +124,37 @@ class SparsePass:
             parts = (part[rows].requires_grad_() for part in (encoder, bias, dictionary.W_dec.detach()))
             self._dead = (rows, *parts)  # type: ignore[assignment]
         assert self._dead is not None
-        _, encoder, bias, decoder = self._dead
+        known, encoder, bias, decoder = self._dead
+        if not known.equal(rows):
+            raise ValueError('two terms ask for different dead features; train with sparse_kernels = "never"')
         return torch.nn.functional.linear(self._x, encoder, bias), decoder
 
     def prefix_errors(self, dictionary: Dictionary, batch: Batch, widths: Sequence[int]) -> Tensor:
         """As :meth:`Codes.prefix_errors`."""
-        self._widths = list(widths)
-        return (self._decode() - batch.target).square().sum(-1).mean(-1)
+        return (self._decode(widths) - batch.target).square().sum(-1).mean(-1)
 
     def expected_prefix_error(self, batch: Batch, probabilities: Tensor) -> Tensor:
-        """mean over tokens of sum_l p(l) |target - reconstruction from the first l features|^2."""
+        """mean over tokens of sum_l p(l) |target - reconstruction from the first l features|^2; once in a pass."""
+        if self._ordered is not None:
+            raise ValueError('two Ordered errors in one loss; train with sparse_kernels = "never"')
         before = probabilities.cumsum(0) - probabilities  # C(i - 1) of feature number i, [d_sae]
         decoder = self._dictionary.W_dec.detach()
         residual = batch.target - self._dictionary.b_dec.detach()
         errors, left = self._kernels.ordered_errors(self.codes, residual, decoder, before)
-        self._decoded = (batch.target - left)[None]
+        whole = (batch.target - left)[None]  # for terms that ask for x_hat later
+        self._decoded.setdefault((self._dictionary.d_sae,), whole.requires_grad_())
         mean = errors.mean().requires_grad_()
         self._ordered = left, before, mean
         return mean
 
-    def _decode(self) -> Tensor:
-        if self._decoded is None:
+    def _decode(self, widths: Sequence[int]) -> Tensor:
+        key = tuple(widths)
+        if key not in self._decoded:
             dictionary = self._dictionary
-            self._decoded = self._kernels.decode(
-                self.codes, dictionary.W_dec.detach(), dictionary.b_dec.detach(), self._widths
+            self._decoded[key] = self._kernels.decode(
+                self.codes, dictionary.W_dec.detach(), dictionary.b_dec.detach(), list(widths)
             ).requires_grad_()
-        assert self._decoded is not None
-        return self._decoded
+        return self._decoded[key]
 
     # And on from there
 
@@ -163,17 +168,23 @@ class SparsePass:
         dictionary = self._dictionary
         decoder = dictionary.W_dec.detach()
         direct = None if self._values is None else self._values.grad
-        g = None if self._decoded is None else self._decoded.grad
+        widths, g = self._pulls()
         d_offset = dictionary.b_dec.new_zeros(dictionary.d_out) if g is None else g.sum((0, 1))
         if self._ordered is not None:
             left, before, mean = self._ordered
             scale = 0.0 if mean.grad is None else float(mean.grad) / len(left)
-            direct, d_residual = self._kernels.ordered_gradients(self.codes, left, decoder, before, scale, out.decoder)
+            along, d_residual = self._kernels.ordered_gradients(self.codes, left, decoder, before, scale, out.decoder)
+            direct = along if direct is None else along + direct
             d_offset = d_offset - d_residual.sum(0)
         elif g is None:
             g = self._x.new_zeros(1, self.codes.num_tokens, dictionary.d_out)
+        kept = self._put_dead(out)
+        if self._ordered is not None and g is not None:  # the decoder's gradient so far is added to, in all rows
+            others = slice(None) if kept is None else ~kept
+            out.encoder[others], out.bias[others] = 0, 0
+            kept = torch.ones(self.codes.d_sae, dtype=torch.bool, device=decoder.device)
         d_values = self._kernels.gradients(
-            self.codes, direct, g, self._x, decoder, self._widths, out, unit_norm=unit_norm, kept=self._put_dead(out)
+            self.codes, direct, g, self._x, decoder, widths, out, unit_norm=unit_norm, kept=kept
         )
         found = {"encoder_rows": out.encoder, "W_dec": out.decoder, "b_enc": out.bias}
         if isinstance(dictionary, JumpReLU):
@@ -181,6 +192,19 @@ class SparsePass:
         if dictionary.config.apply_b_dec_to_input:
             d_offset = d_offset - out.bias @ _encoder(dictionary)[0]
         return found | {"b_dec": d_offset}
+
+    def _pulls(self) -> tuple[list[int], Tensor | None]:
+        """The widths of all prefixes that were decoded, and the gradients that came to them; None where none did."""
+        pulled = {widths: leaf.grad for widths, leaf in self._decoded.items() if leaf.grad is not None}
+        together = sorted(set[int]().union(*pulled))
+        if not pulled:
+            return [self._dictionary.d_sae], None
+        if len(pulled) == 1:
+            return together, next(iter(pulled.values()))
+        sums = self._x.new_zeros(len(together), self.codes.num_tokens, self._dictionary.d_out)
+        for widths, g in pulled.items():
+            sums[[together.index(width) for width in widths]] += g
+        return together, sums
 
     def _put_dead(self, out: Gradients) -> Tensor | None:
         """Write what came to the dead features' copies into their rows; says which rows these are."""
