@@ -221,41 +221,38 @@ def test_ctrl_c_leaves_a_cache_that_can_be_gone_on_with(cli, recipe, tmp_path, m
 
 @pytest.mark.slow
 def test_killed_at_any_moment_and_resumed_it_is_the_same_to_the_byte(tmp_path):
-    """A real process on the bundled model, killed at random moments until each of six runs has lost its life once."""
+    """A real process on the bundled model, killed six times at random moments: before, between and within shards."""
     settings = ["-o", "windows.max_tokens=60000", "-o", "windows.context_size=64", "--shard-size-mb", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def command(folder, *more):
         return [sys.executable, "-m", "saescope", "cache", "demo", "--output", str(folder), *settings, *more]
 
-    started = time.perf_counter()
     subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True, env=environment)
-    longest = time.perf_counter() - started
     whole, killed = files(tmp_path / "whole"), tmp_path / "killed"
     rng, kills = random.Random(0), 0
 
     def num_shards():
         return len(list(killed.glob("shard-*.safetensors")))
 
-    for attempt in range(6):
+    while kills < 6:
         before = num_shards()
         process = subprocess.Popen(
             command(killed, "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
         )
-        if attempt:  # the first may die before it has written anything, the others somewhere among the shards
-            while process.poll() is None and num_shards() < before + 1 + attempt:
-                time.sleep(0.001)
-            time.sleep(rng.uniform(0, 0.15))
-        else:
-            time.sleep(rng.uniform(0.2, 0.9) * longest)
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
+        further = rng.randint(1, 4) if kills else 0  # the first one dies when there is hardly a folder
+        while process.poll() is None and (num_shards() < before + further or not killed.exists()):
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.1 if kills else 0.02))
+        process.send_signal(signal.SIGKILL)
+        if process.wait() == -signal.SIGKILL:
             kills += 1
-        process.wait()
-        present = files(killed) if killed.exists() else {}
-        for name, data in present.items():  # whatever is there under its own name is whole
+        else:  # a machine so busy that the write was finished before it could be killed: once more from the start
+            assert process.returncode == 0
+            shutil.rmtree(killed)
+            continue
+        for name, data in files(killed).items():  # whatever is there under its own name is whole
             assert name == "manifest.json" or name.endswith(".partial") or data == whole[name], name
-    assert kills >= 5
     ran = subprocess.run(command(killed, "--resume"), capture_output=True, text=True, env=environment)
     assert ran.returncode == 0, ran.stderr
     assert files(killed) == whole

@@ -202,6 +202,28 @@ def test_bfloat16_decides_by_float32_among_a_few_more_than_wanted():
     assert codes.features.tolist() == []
 
 
+def test_numbers_that_differ_in_their_last_bit_are_told_apart():
+    bias = 1 + torch.arange(20, device=DEVICE).flip(0) * 2.0**-23
+    codes = gpu.topk(torch.zeros(1, 2, device=DEVICE), torch.zeros(20, 2, device=DEVICE), bias, 5)
+    assert codes.features.tolist() == [0, 1, 2, 3, 4]
+    assert torch.equal(codes.values, bias[:5])
+
+
+def test_what_is_positive_in_bfloat16_alone_is_left_out():
+    x, rows = torch.ones(1, 3, device=DEVICE), torch.zeros(20, 3, device=DEVICE)
+    rows[4] = torch.tensor([0.5, 0.5030, -1.0038])  # -0.0008; 0.5 + 0.5039 - 1 in bfloat16
+    rows[9, 0] = 2
+    assert float((x.bfloat16() @ rows[4].bfloat16()).float()) > 0
+    floor = torch.zeros(20, device=DEVICE)
+    for codes in (
+        gpu.topk(x, rows, None, 2, bfloat16=True),
+        gpu.batch_topk(x, rows, None, 2, bfloat16=True),
+        gpu.above(x, rows, None, floor, 9, bfloat16=True),
+    ):
+        assert codes is not None
+        assert codes.features.tolist() == [9]
+
+
 # Decoding and gradients
 
 
