@@ -318,6 +318,16 @@ def test_auto_is_sparse_from_a_size_on(monkeypatch):
         assert Stepper(dictionary, _config("always"), loss_for(dictionary)).kernels is cpu
 
 
+@pytest.mark.parametrize("name", ["topk", "batch_topk", "ordered"])
+def test_auto_is_dense_where_many_features_fire(monkeypatch, name):
+    monkeypatch.setattr("saescope.training.stepper._WORTH_IT", 0)
+    for k, many in ((D_SAE // 6, False), (D_SAE // 6 + 1, True)):
+        dictionary = _dictionary(name, k=k)
+        found = Stepper(dictionary, _config("auto"), loss_for(dictionary)).kernels
+        assert found is (None if many and name != "ordered" else cpu)  # dense Ordered is slower still
+        assert Stepper(dictionary, _config("always"), loss_for(dictionary)).kernels is cpu
+
+
 def test_other_words_are_refused():
     with pytest.raises(ValueError, match="sparse_kernels is one of auto, always, never, not 'sometimes'"):
         _config("sometimes")

@@ -31,7 +31,7 @@ from torch import Tensor
 from saescope.kernels.codes import FlatCodes
 from saescope.kernels.signature import AdamStep, Gradients
 
-_TILE_TOKENS, _TILE_FEATURES = 512, 1024
+_TILE_TOKENS, _TILE_FEATURES = 256, 1024
 _CHUNK = 64  # numbers that are compared with the bound at once; tiles hold whole chunks
 _SLICE = 256  # columns of the Ordered gradient that are walked together
 _SAMPLE = 64  # tokens on which the first bound of a batch is measured
