@@ -105,6 +105,8 @@ def train_many(
     longest = max(runs, key=lambda run: run.config.num_steps)
     num_ahead = max(run.config.num_prefetched_batches for run in runs)
     stream = Prefetch(batches, num_ahead) if num_ahead else batches
+    if num_ahead:
+        pick = [lambda item, part=part: _refuse_context(part(item)) for part in pick]  # type: ignore[misc]
     with ExitStack() as at_the_end:
         for run in runs:
             at_the_end.callback(run.close)
@@ -124,28 +126,17 @@ def train_many(
                 break
             position += 1
             state = stream.state_dict() if isinstance(stream, Resumable) else {}
-            waiting = [(run, part) for run, part in zip(runs, pick, strict=True) if run.wants_more]
-            failures: dict[Run, ValueError] = {}
-            for run, part in waiting:
-                if run.num_seen < position:
-                    try:
-                        run.take(_fit_to_read_ahead(part(item), num_ahead), state)
-                    except (NonFiniteActivationsError, NonFiniteLossError) as error:
-                        failures[run] = error  # the others see the batch too: all go on after it
-            if failures:
-                for run, _ in waiting:
-                    if run in failures:
-                        run.checkpoint()
-                    else:
-                        run.checkpoint_if_new()
-                raise next(iter(failures.values()))
+            waiting = [run for run in runs if run.wants_more]
+
+            _step_all(runs, pick, item, state, position)
+
             if on_step:
                 on_step(longest.step, longest.config.num_steps)
             if interrupt.signal:
-                for run, _ in waiting:
+                for run in waiting:
                     run.checkpoint_if_new()
                 interrupt.raise_if_asked()
-            for run, _ in waiting:
+            for run in waiting:
                 if run.wants_more:
                     run.checkpoint_if_due()
                 else:
@@ -168,9 +159,38 @@ def _go_to(stream: Iterator[Any], runs: Sequence[Run]) -> int:
     return behind.num_taken
 
 
-def _fit_to_read_ahead(batch: Any, num_ahead: int) -> Any:
+def _step_all(
+    runs: Sequence[Run],
+    pick: Sequence[Callable[[Any], Tensor | TrainingBatch]],
+    item: Any,
+    state: dict[str, Any],
+    position: int,
+) -> None:
+    """Show a batch to all runs that want it and have not seen it.
+
+    Raises:
+        NonFiniteActivationsError, NonFiniteLossError: in one run; all are checkpointed, and go on after this batch.
+    """
+    failures: dict[Run, ValueError] = {}
+    waiting = [(run, part) for run, part in zip(runs, pick, strict=True) if run.wants_more]
+    for run, part in waiting:
+        if run.num_seen < position:
+            try:
+                run.take(part(item), state)
+            except (NonFiniteActivationsError, NonFiniteLossError) as error:
+                failures[run] = error  # the others see the batch too
+    for run, _ in waiting if failures else []:
+        if run in failures:
+            run.checkpoint()
+        else:
+            run.checkpoint_if_new()
+    if failures:
+        raise next(iter(failures.values()))
+
+
+def _refuse_context(batch: Any) -> Any:
     """The batch; an error where a loss is to run the model while a thread reads ahead from it."""
-    if num_ahead and isinstance(batch, TrainingBatch) and batch.context is not None:
+    if isinstance(batch, TrainingBatch) and batch.context is not None:
         raise ValueError(
             "a loss on the model's output can not have its batches read ahead: the model would run twice at a time; set "
             "num_prefetched_batches to 0"
