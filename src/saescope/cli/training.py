@@ -78,7 +78,8 @@ def train_runs(
         parts, num_documents = (source, windows), len(windows.documents)
         stream = ActivationStream(source, windows, hook_points, **mixing)
     for config, dictionary in zip(configs, dictionaries, strict=True):
-        console.print(_announced(config, dictionary), highlight=False, soft_wrap=True)
+        which = f"{config.name}: " if len(configs) > 1 else ""
+        console.print(which + _announced(config, dictionary), highlight=False, soft_wrap=True)
     passes = longest.training.num_tokens / stream.num_tokens
     console.print(
         f"{longest.training.num_steps:,} steps of {longest.training.batch_size_tokens:,} tokens: "
