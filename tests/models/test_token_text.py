@@ -1,4 +1,4 @@
-"""Token texts: joined they are the text, whatever characters the tokens cut in two."""
+"""Token texts: ranges cover the text, whatever characters the tokens cut in two."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from saescope.models.bundled.tokenizer import END_OF_TEXT, train_tokenizer
-from saescope.models.token_text import token_texts, vocabulary_texts
+from saescope.models.token_text import TokenReader, vocabulary_texts
 
 TEXTS = [
     "def alpha(x):\n\treturn x  # plain",
@@ -22,6 +22,19 @@ TEXTS = [
     "\u00a0\u2003spaces\u200b\ufeff and \x00 control",
     "",
 ]
+
+
+def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
+    """What each token adds to the text: a character goes to the first token that has a part in it."""
+    text, ranges = TokenReader(tokenizer).read(ids)
+    pieces, covered = [], 0
+    for start, end in ranges:
+        assert start <= covered
+        assert end >= covered
+        pieces.append(text[covered:end])
+        covered = end
+    assert covered == len(text)
+    return pieces
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +66,23 @@ def test_a_character_belongs_to_the_token_of_its_first_byte(byte_level: Any) -> 
     ids = byte_level("a🎈é!")["input_ids"]
     assert len(ids) == 1 + 4 + 2 + 1
     assert token_texts(byte_level, ids) == ["a", "🎈", "", "", "", "é", "", "!"]
+
+
+def test_tokens_that_share_a_character_have_it_in_their_ranges(byte_level: Any) -> None:
+    ids = byte_level("a🎈é!")["input_ids"]
+    text, ranges = TokenReader(byte_level).read(ids)
+    assert text == "a🎈é!"
+    assert ranges == [(0, 1), *[(1, 2)] * 4, *[(2, 3)] * 2, (3, 4)]
+
+
+def test_a_token_with_the_end_of_one_character_and_the_beginning_of_the_next() -> None:
+    """A merge across characters: the last byte of é with the first of è."""
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"Ã": 0, "©Ã": 1, "¨x": 2, "": 3}, unk_token="Ã"))
+    )
+    tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()
+    assert TokenReader(tokenizer).read([0, 1, 2]) == ("éèx", [(0, 1), (0, 2), (1, 3)])
+    assert TokenReader(tokenizer).read([3, 0, 3, 1, 2, 3]) == ("éèx", [(0, 0), (0, 1), (1, 1), (0, 2), (1, 3), (3, 3)])
 
 
 def test_bytes_that_form_no_character(byte_level: Any) -> None:

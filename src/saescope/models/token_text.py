@@ -1,9 +1,9 @@
-"""Token ids to the text that a person reads, one piece per token.
+"""Token ids to the text that a person reads, and which characters each token has a part in.
 
-Decoding ids one by one breaks characters that span several tokens. So tokens are taken as bytes: a character belongs to
-the token that holds its first byte, and tokens with nothing but later bytes get an empty piece, so that the pieces joined
-are the text. Bytes that form no character are shown as ``\\xNN``. With WordPiece and SentencePiece
-every token that begins a word gets the space before it, also at the start of a text.
+Decoding ids one by one breaks characters that span several tokens. So tokens are taken as bytes: a token's range covers
+every character of which it holds a byte, and tokens that share a character have it in all their ranges. Bytes that form no
+character are shown as ``\\xNN``. With WordPiece and SentencePiece every token that begins a word gets the space before
+it, also at the start of a text.
 """
 
 from __future__ import annotations
@@ -19,22 +19,17 @@ if TYPE_CHECKING:
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
-def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """The text of each token of a sequence; joined, the pieces are the text of the sequence.
-
-    Special tokens are shown as they are, ids without a token by number.
-    """
-    return _Reader(tokenizer).texts(ids)
+Range = tuple[int, int]  # first character, and the one after the last
 
 
 def vocabulary_texts(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[str]:
     """The text of every single id, unfinished characters as ``\\xNN``; ids without a token are named by number."""
-    reader = _Reader(tokenizer)
-    return [reader.texts([i])[0] for i in range(vocab_size)]
+    reader = TokenReader(tokenizer)
+    return [reader.read([i])[0] for i in range(vocab_size)]
 
 
-class _Reader:
-    """What has to be known of a tokenizer to read its tokens."""
+class TokenReader:
+    """Reads the tokens of one tokenizer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
@@ -42,34 +37,49 @@ class _Reader:
         self._added = set(tokenizer.get_added_vocab())  # written as they are, also in a byte-level vocabulary
         self._bytes_of = _bytes_in(tokenizer)
 
-    def texts(self, ids: Sequence[int]) -> list[str]:
-        texts: list[str] = []
+    def read(self, ids: Sequence[int]) -> tuple[str, list[Range]]:
+        """The text of a sequence of ids, and the characters that each of them has a part in.
+
+        Ranges lie in order and leave no character out. Special tokens are shown as they are, ids without a token by
+        number.
+        """
+        text, ranges = "", list[Range]()
         run: list[bytes] = []  # neighbouring ordinary tokens, decoded together
         for number, piece in zip(ids, self._tokenizer.convert_ids_to_tokens(list(ids)), strict=True):
             if piece is not None and piece not in self._special:
                 run.append(piece.encode() if piece in self._added else self._bytes_of(piece))
                 continue
-            texts += [*_cut_at_tokens(run), f"<{number}>" if piece is None else piece]
-            run = []
-        return texts + _cut_at_tokens(run)
+            text = _append(text, ranges, run)
+            shown = f"<{number}>" if piece is None else piece
+            ranges.append((len(text), len(text) + len(shown)))
+            text, run = text + shown, []
+        return _append(text, ranges, run), ranges
 
 
-def _cut_at_tokens(run: list[bytes]) -> list[str]:
-    """Decode neighbouring tokens together and give every character to the token of its first byte."""
-    owners = [number for number, piece in enumerate(run) for _ in piece]
-    texts = [""] * len(run)
-    data, place = b"".join(run), 0
-    while place < len(data):
-        size = _character_size(data, place)
-        chunk = data[place : place + size]
+def _append(text: str, ranges: list[Range], run: list[bytes]) -> str:
+    """The text with neighbouring tokens decoded behind it, whose ranges are added to the list."""
+    data, byte = b"".join(run), 0
+    character_of: list[Range] = []  # of each byte
+    while byte < len(data):
+        size = _character_size(data, byte)
+        chunk = data[byte : byte + size]
         try:
-            text = chunk.decode()
+            shown = chunk.decode()
         except UnicodeDecodeError:
-            chunk = data[place : place + 1]
-            text = chunk.decode(errors="backslashreplace")
-        texts[owners[place]] += text
-        place += len(chunk)
-    return texts
+            chunk = data[byte : byte + 1]
+            shown = chunk.decode(errors="backslashreplace")
+        character_of += [(len(text), len(text) + len(shown))] * len(chunk)
+        text += shown
+        byte += len(chunk)
+    first = 0
+    for piece in run:
+        last = first + len(piece) - 1
+        if piece:
+            ranges.append((character_of[first][0], character_of[last][1]))
+        else:  # a token without bytes stands where the one before ends
+            ranges.append((ranges[-1][1], ranges[-1][1]) if ranges else (0, 0))
+        first = last + 1
+    return text
 
 
 def _character_size(data: bytes, place: int) -> int:
