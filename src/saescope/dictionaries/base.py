@@ -155,7 +155,19 @@ class Dictionary(nn.Module, ABC):
         return self.activate(self.pre_activations(x))
 
     def encode_sparse(self, x: Tensor) -> SparseCodes:
-        """Feature activations of ``x``, ``[B, d_in]``, as sparse codes."""
+        """Feature activations of ``x``, ``[B, d_in]``, as sparse codes.
+
+        Made by the kernels where they know the architecture and no gradient is asked for: then nothing of size
+        ``[B, d_sae]`` is made, and values can differ from :meth:`encode` in the last bit.
+        """
+        from saescope.dictionaries.sparse_encoding import (
+            encode_fast,  # it knows the architectures, which know this class
+        )
+
+        codes = encode_fast(self, x)
+        return self._encode_sparse(x) if codes is None else SparseCodes.from_flat(codes)
+
+    def _encode_sparse(self, x: Tensor) -> SparseCodes:
         return SparseCodes.from_dense(self.encode(x))
 
     def decode(self, f: Tensor | SparseCodes, x: Tensor | None = None) -> Tensor:

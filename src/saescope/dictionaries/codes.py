@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from saescope.kernels import FlatCodes
+
 
 @dataclass(frozen=True)
 class Firings:
@@ -41,6 +43,17 @@ class SparseCodes:
         indices = feature.new_zeros(shape).index_put((token, slot), feature)
         values = f.new_zeros(shape).index_put((token, slot), f[token, feature])
         return cls(indices, values, f.shape[-1])
+
+    @classmethod
+    def from_flat(cls, codes: FlatCodes) -> SparseCodes:
+        """The codes that a kernel gives, row by row."""
+        counts = codes.starts.diff()
+        token = codes.tokens
+        slot = torch.arange(len(token), device=token.device) - codes.starts[token]
+        shape = (codes.num_tokens, max(1, int(counts.max())) if len(counts) else 1)
+        indices = codes.starts.new_zeros(shape).index_put((token, slot), codes.features.long())
+        values = codes.values.new_zeros(shape).index_put((token, slot), codes.values)
+        return cls(indices, values, codes.d_sae)
 
     def to_dense(self) -> Tensor:
         """The same codes as a dense ``[B, d_sae]`` tensor."""

@@ -48,7 +48,7 @@ class TopK(Dictionary):
         values, indices = self.strongest(pre, round(k or self.config.k))
         return pre.new_zeros(pre.shape).scatter(-1, indices, values)
 
-    def encode_sparse(self, x: Tensor) -> SparseCodes:
+    def _encode_sparse(self, x: Tensor) -> SparseCodes:
         values, indices = self.strongest(self.pre_activations(x), self.config.k)
         return SparseCodes(indices.where(values != 0, 0), values, self.d_sae)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from saescope.dictionaries import Archetypal, Dictionary, Ordered
+from saescope.dictionaries.sparse_encoding import MANY, WORTH_IT
 from saescope.kernels import FlatCodes, kernels_for
 from saescope.training.config import TrainingConfig
 from saescope.training.losses import Batch, Loss, LossTerms
@@ -24,9 +25,6 @@ from saescope.training.losses.sparse_pass import has_sparse_pass, sparse_pass
 from saescope.training.optimizer import UnitNormAdam
 from saescope.training.resampling import check_can_resample, resample
 from saescope.training.schedules import factor
-
-_WORTH_IT = 1 << 26  # tokens x width x features in a step, below which calling kernels costs more than they save
-_MANY = 1 / 6  # share of the features that fire, from which on dense products are faster
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class Stepper:
         runs = runs and self.unit_norm  # the terms take rows to be of norm 1
         size = config.batch_size_tokens * dictionary.d_in * dictionary.d_sae
         k = getattr(dictionary.config, "k", 0)
-        dense_is_faster = size < _WORTH_IT or (k > _MANY * dictionary.d_sae and not isinstance(dictionary, Ordered))
+        dense_is_faster = size < WORTH_IT or (k > MANY * dictionary.d_sae and not isinstance(dictionary, Ordered))
         if config.sparse_kernels == "never" or (config.sparse_kernels == "auto" and (not runs or dense_is_faster)):
             return None
         kernels = kernels_for(dictionary.b_dec) if runs else None

@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 
 from saescope.dictionaries import BatchTopK, Dictionary, JumpReLU, Matryoshka, Ordered, ReLU, TopK
+from saescope.dictionaries.sparse_encoding import encode_with, most_firings
 from saescope.kernels import FlatCodes, Gradients
 from saescope.training.losses.base import Batch
-
-_MOST_FIRINGS = 1 / 16  # share of the features beyond which dense products are faster
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def _encode_batch_topk(kernels: Any, dictionary: BatchTopK, x: Tensor, k: float 
 
 def _encode_relu(kernels: Any, dictionary: ReLU, x: Tensor, k: float | None, how: dict[str, Any]) -> Chosen | None:
     rows, bias = _encoder(dictionary)
-    codes = kernels.above(x, rows, bias, torch.zeros_like(bias), _limit(dictionary, x), **how)
+    codes = kernels.above(x, rows, bias, torch.zeros_like(bias), most_firings(dictionary, x), **how)
     return codes and Chosen(codes)
 
 
@@ -58,7 +57,9 @@ def _encode_jumprelu(
     """Entries from half a bandwidth below the threshold on: those pass nothing, but its gradient needs them."""
     rows, bias = _encoder(dictionary)
     threshold = dictionary.threshold.detach()
-    codes = kernels.above(x, rows, bias, threshold - dictionary.config.bandwidth / 2, _limit(dictionary, x), **how)
+    codes = kernels.above(
+        x, rows, bias, threshold - dictionary.config.bandwidth / 2, most_firings(dictionary, x), **how
+    )
     if codes is None:
         return None
     fires = codes.values > threshold[codes.features.long()]
@@ -248,15 +249,7 @@ def sparse_pass(
 @torch.no_grad()
 def reconstruct(kernels: Any, dictionary: Dictionary, x: Tensor) -> Tensor:
     """``dictionary(x)``, the form of inference, through the kernels where there are some."""
-    codes = None
-    if kernels is not None:
-        rows, bias = _encoder(dictionary)
-        encoded = dictionary.encoder_input(x)
-        if isinstance(dictionary, TopK):
-            codes = kernels.topk(encoded, rows, bias, dictionary.config.k)
-        else:
-            floor = dictionary.threshold if isinstance(dictionary, BatchTopK | JumpReLU) else torch.zeros_like(bias)
-            codes = kernels.above(encoded, rows, bias, floor.detach().expand_as(bias), _limit(dictionary, x))
+    codes = None if kernels is None else encode_with(kernels, dictionary, x)
     if codes is None:
         return dictionary(x)
     return kernels.decode(codes, dictionary.W_dec.detach(), dictionary.b_dec.detach(), [dictionary.d_sae])[0]
@@ -266,7 +259,3 @@ def _encoder(dictionary: Dictionary) -> tuple[Tensor, Tensor]:
     assert dictionary.encoder_rows is not None
     assert dictionary.b_enc is not None
     return dictionary.encoder_rows.detach(), dictionary.b_enc.detach()
-
-
-def _limit(dictionary: Dictionary, x: Tensor) -> int:
-    return max(1, int(_MOST_FIRINGS * dictionary.d_sae * len(x)))
