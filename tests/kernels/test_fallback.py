@@ -49,7 +49,7 @@ def _run(kernels_wanted: str, seed: int = 0) -> torch.nn.Module:
 
 
 def test_without_numba_runs_are_dense_and_say_so_once(missing_library, monkeypatch):
-    monkeypatch.setattr("saescope.training.stepper._WORTH_IT", 0)
+    monkeypatch.setattr("saescope.training.stepper.WORTH_IT", 0)
     expected = _run("never")
     missing_library("cpu")
     with pytest.warns(UserWarning, match="pip install numba") as warned:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from saescope.dictionaries import Dictionary, architecture, transcoder
+from saescope.dictionaries.sparse_encoding import most_firings
 from saescope.kernels import FlatCodes, cpu
 from saescope.training import (
     NonFiniteActivationsError,
@@ -36,7 +37,7 @@ from saescope.training.losses import (
 )
 from saescope.training.losses.base import Batch
 from saescope.training.losses.nested import NestedError, OrderedError
-from saescope.training.losses.sparse_pass import _limit, has_sparse_pass, reconstruct, sparse_pass
+from saescope.training.losses.sparse_pass import has_sparse_pass, reconstruct, sparse_pass
 from saescope.training.run import Run
 from saescope.training.stepper import Stepper
 
@@ -56,7 +57,7 @@ DEAD = (3, 7, 20, 39)
 def _all_features_may_fire(request, monkeypatch):
     """No step is given to dense products because many features fire, but in tests of just that."""
     if "dense_share" not in request.fixturenames:
-        monkeypatch.setattr("saescope.training.losses.sparse_pass._MOST_FIRINGS", 1.0)
+        monkeypatch.setattr("saescope.dictionaries.sparse_encoding._MOST_FIRINGS", 1.0)
 
 
 @pytest.fixture
@@ -294,7 +295,7 @@ def _refused(case: str) -> tuple[Dictionary, Loss | None, dict[str, Any]]:
 
 @pytest.mark.parametrize("case", ["derived", "gated", "free norms", "term", "multi_topk", "bfloat16", "float16"])
 def test_what_the_kernels_do_not_know_is_dense_and_an_error_only_where_it_was_asked_for(case, monkeypatch):
-    monkeypatch.setattr("saescope.training.stepper._WORTH_IT", 0)
+    monkeypatch.setattr("saescope.training.stepper.WORTH_IT", 0)
     for wanted in ("auto", "never"):
         dictionary, loss, settings = _refused(case)
         stepper = Stepper(dictionary, _config(wanted, **settings), loss or loss_for(dictionary))
@@ -311,7 +312,7 @@ def test_what_the_kernels_do_not_know_is_dense_and_an_error_only_where_it_was_as
 def test_auto_is_sparse_from_a_size_on(monkeypatch):
     size = BATCH * D_IN * D_SAE
     for worth_it, expected in ((size, cpu), (size + 1, None)):
-        monkeypatch.setattr("saescope.training.stepper._WORTH_IT", worth_it)
+        monkeypatch.setattr("saescope.training.stepper.WORTH_IT", worth_it)
         dictionary = _dictionary("topk")
         assert Stepper(dictionary, _config("auto"), loss_for(dictionary)).kernels is expected
         assert Stepper(dictionary, _config("never"), loss_for(dictionary)).kernels is None
@@ -320,7 +321,7 @@ def test_auto_is_sparse_from_a_size_on(monkeypatch):
 
 @pytest.mark.parametrize("name", ["topk", "batch_topk", "ordered"])
 def test_auto_is_dense_where_many_features_fire(monkeypatch, name):
-    monkeypatch.setattr("saescope.training.stepper._WORTH_IT", 0)
+    monkeypatch.setattr("saescope.training.stepper.WORTH_IT", 0)
     for k, many in ((D_SAE // 6, False), (D_SAE // 6 + 1, True)):
         dictionary = _dictionary(name, k=k)
         found = Stepper(dictionary, _config("auto"), loss_for(dictionary)).kernels
@@ -399,7 +400,7 @@ def test_the_limit_is_a_share_of_tokens_times_features(over, dense_share):
     num_tokens = 32
     x = torch.zeros(num_tokens, D_IN, dtype=torch.float64)
     limit = int(dense_share * D_SAE * num_tokens)
-    assert limit == _limit(dictionary, x) == 80
+    assert limit == most_firings(dictionary, x) == 80
     with torch.no_grad():
         dictionary.b_dec.zero_()
         dictionary.b_enc.fill_(-1.0)

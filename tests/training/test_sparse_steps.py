@@ -111,4 +111,4 @@ def test_in_float32_they_stay_at_the_float64_reference(name, all_features_may_fi
 @pytest.fixture
 def all_features_may_fire(monkeypatch):
     """No step is given to dense products because many features fire."""
-    monkeypatch.setattr("saescope.training.losses.sparse_pass._MOST_FIRINGS", 1.0)
+    monkeypatch.setattr("saescope.dictionaries.sparse_encoding._MOST_FIRINGS", 1.0)

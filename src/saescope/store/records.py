@@ -86,11 +86,11 @@ class Band:
     low: float
     high: float
     """Values in `[low, high)`; the last band ends beyond the maximum."""
-    num_windows: int
-    """Windows whose peak lies in the band."""
-    num_tokens: int
+    num_windows: int | None
+    """Windows whose peak lies in the band; None where it is not known, as with feature sets made by others."""
+    num_tokens: int | None
     """Firings whose value lies in the band."""
-    share: float
+    share: float | None
     """That number as a share of all firings; the shares of one kind add up to 1."""
 
 
@@ -131,14 +131,14 @@ class FeatureRecord:
     density: float
     """Share of the analysed tokens on which it fires."""
     max_activation: float
-    mean_activation: float
+    mean_activation: float | None = None
     """Mean over all analysed tokens, zeros included."""
-    std_activation: float
+    std_activation: float | None = None
     """Standard deviation over all analysed tokens, zeros included."""
-    mean_positive: float
-    """Mean over its firings."""
-    median_positive: float
-    """Median of its firings, snapped upwards to an edge of the histogram."""
+    mean_positive: float | None = None
+    """Mean over its firings; 0 if it never fires."""
+    median_positive: float | None = None
+    """Median of its firings, snapped upwards to an edge of the histogram; 0 if it never fires."""
     num_windows: int = 0
     """Windows in which it fires."""
     first_firing: int | None = None
