@@ -65,5 +65,7 @@ bench: $(STAMP) $(PEERS_STAMP)  ## how fast training and analysis run here, besi
 	$(BIN)/python benchmarks/memory.py --save
 	$(BIN)/python benchmarks/pipeline.py --save
 	$(BIN)/python benchmarks/walk.py --save
+	$(BIN)/python benchmarks/analysis.py --save
+	$(BIN)/python benchmarks/store.py --save
 
 .PHONY: help install demo test test-slow lint docs reproduce bundled-model peers bench

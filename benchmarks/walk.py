@@ -28,7 +28,7 @@ from saescope import (
     train,
 )
 from saescope.activations import WindowConfig
-from saescope.analysis.firings import collect_firings
+from saescope.analysis import AnalysisConfig, LiveText, collect
 from saescope.dictionaries import TopKConfig
 
 HOOK = "blocks.2.hook_resid_post"
@@ -67,14 +67,14 @@ def main() -> None:
         return sample.num_tokens
 
     def analyse() -> int:
-        return collect_firings(dictionary, model, sample, HOOK).num_tokens
+        return collect(dictionary, LiveText(model, sample, [HOOK]), AnalysisConfig()).statistics.num_tokens
 
     steps: dict[str, Callable[[], int]] = {
         "read activations": read,
         "train on activations in memory": step,
         "train from the model (buffer of 131,072 tokens filled first)": both,
         "evaluate (both passes)": judge,
-        "collect firings": analyse,
+        "read for analysis": analyse,
     }
     rates: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(REPEATS + 1):  # the first round warms up

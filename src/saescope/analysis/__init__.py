@@ -5,8 +5,21 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_HOMES = {"AnalysisConfig": "saescope.analysis.features", "analyze": "saescope.analysis.features"}
-__all__ = ["AnalysisConfig", "analyze"]
+_HOMES = {
+    "AnalysisConfig": "saescope.analysis.config",
+    "CachedText": "saescope.analysis.reading",
+    "Collected": "saescope.analysis.collecting",
+    "FeatureStatistics": "saescope.analysis.statistics",
+    "LiveText": "saescope.analysis.reading",
+    "StatisticsConfig": "saescope.analysis.statistics",
+    "Text": "saescope.analysis.reading",
+    "TokenBlock": "saescope.analysis.statistics",
+    "analyze": "saescope.analysis.analyze",
+    "live_text": "saescope.analysis.reading",
+    "collect": "saescope.analysis.collecting",
+    "refresh_logits": "saescope.analysis.analyze",
+}
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -79,7 +79,7 @@ def demo(
         defined = {key: value for key, value in numbers.items() if math.isfinite(value)}
         analyze_run(
             setting, dictionary, model, windows, held_out, store, console,
-            name=config.name, metrics=defined, overwrite=True,
+            name=config.name, metrics=defined, overwrite=True, checkpoint=folder.path / "analysis.npz",
         )  # fmt: skip
         drawn = draw_features(store, config.name, config.seed)
         for record in drawn:
@@ -119,10 +119,10 @@ def draw_features(store: Store, name: str, seed: int) -> list[FeatureRecord]:
     """A dozen features by lot: seeded, without replacement, among those with a density in ``DENSITY_RANGE``."""
     import numpy as np
 
-    low, high = DENSITY_RANGE
+    everything = store.dictionary(name).d_sae
     eligible = store.features(
-        name, sort="index", descending=False, limit=store.dictionary(name).d_sae, min_density=low, max_density=high
-    )
+        name, sort="index", descending=False, limit=everything, where={"density": DENSITY_RANGE}
+    ).features
     chosen = np.random.default_rng(seed).choice(
         len(eligible), size=min(NUM_FEATURES_SHOWN, len(eligible)), replace=False
     )

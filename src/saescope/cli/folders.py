@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_OURS = ("run.json", "metrics.jsonl", "checkpoints", "dictionary", "eval.json", "features.db", "report.html", "plots")
+_OURS = (
+    "run.json", "metrics.jsonl", "checkpoints", "dictionary", "eval.json", "analysis.npz", "features.db", "report.html",
+    "plots",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

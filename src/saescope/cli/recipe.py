@@ -96,7 +96,7 @@ class RunConfig:
             settings["source_widths"] = tuple(widths[name] for name in self.reads)
         if issubclass(cls, Transcoder):
             settings["d_out"] = widths[self.hook_point_out]
-        return cls(_checked(cls.Config, settings, "dictionary"), seed=seed)
+        return cls(checked(cls.Config, settings, "dictionary"), seed=seed)
 
     def check_hook_points(self, source: str) -> None:
         """ValueError where the hook points named are not those that the architecture asks for."""
@@ -142,18 +142,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def run_from_dict(data: Mapping[str, Any], source: str) -> RunConfig:
     """A run from plain values, checked whole; ``source`` is named in errors."""
-    run = _checked(RunConfig, data, source)
+    run = checked(RunConfig, data, source)
     if "architecture" not in run.dictionary:
         raise ValueError(f'{source}: [dictionary] needs an architecture, for example architecture = "topk"')
     run.check_hook_points(source)
     # widths are not known yet; all else is checked now
     dictionary = run.build_dictionary(dict.fromkeys((*run.reads, run.hook_point_out), 1))
-    _checked(loss_config_type(type(dictionary)), run.loss, f"{source}, [loss]")
+    checked(loss_config_type(type(dictionary)), run.loss, f"{source}, [loss]")
     loss_for(dictionary, run.loss)
     return run
 
 
-def _checked(cls: type, data: Mapping[str, Any], source: str) -> Any:
+def checked(cls: type, data: Mapping[str, Any], source: str) -> Any:
     _check_keys(cls, data, source, "")
     try:
         return TypeAdapter(cls).validate_python(dict(data))

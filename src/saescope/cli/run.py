@@ -12,18 +12,19 @@ from typing import Any
 
 from rich.console import Console
 
+from saescope import __version__
 from saescope.activations import DatasetConfig, TokenWindows, WindowConfig, read_documents
 from saescope.activations.cache import CachedActivations
 from saescope.activations.cache_writing import cache_settings
 from saescope.activations.documents import has_own_splits
-from saescope.analysis import analyze
+from saescope.analysis import Text, analyze
 from saescope.cli.progress import progress
 from saescope.cli.recipe import ModelConfig, RunConfig
 from saescope.cli.setting import Setting
 from saescope.dictionaries import Dictionary
 from saescope.evaluation import Evaluation, evaluate
 from saescope.models import LanguageModel
-from saescope.store import DictionaryRecord, Store
+from saescope.store import AnalysisRecord, EvaluationResult, Store, TrainingRun
 
 
 def load_model(config: ModelConfig) -> LanguageModel:
@@ -107,44 +108,54 @@ def write_evaluation(path: Path, numbers: dict[str, float], setting: Setting) ->
     beside.replace(path)
 
 
+def stages(console: Console, stack: ExitStack) -> Callable[[str, int, int], None]:
+    """Progress of work in stages, one bar after the other."""
+    bars: dict[str, Callable[[int, int, str], None]] = {}
+
+    def on_progress(what: str, done: int, total: int) -> None:
+        if what not in bars:  # the next stage begins: close the bar of the one before
+            stack.pop_all().close()
+            unit = "tokens" if "text" in what else "features"
+            bars[what] = stack.enter_context(progress(console, what, unit))
+        bars[what](done, total, "")
+
+    return on_progress
+
+
 def analyze_run(
     setting: Setting,
     dictionary: Dictionary,
     model: LanguageModel,
-    windows: TokenWindows,
+    text: Text | TokenWindows,
     held_out: TokenWindows | None,
     store: Store,
     console: Console,
     *,
     name: str,
     metrics: dict[str, float] | None = None,
-    overwrite: bool = False,
-) -> DictionaryRecord:
-    """Analyze a dictionary into a store."""
+    **options: Any,
+) -> AnalysisRecord:
+    """Analyze a dictionary into a store; ``options`` are those of :func:`saescope.analysis.analyze`."""
+    study = [
+        EvaluationResult(study="reconstruction", metric=metric, value=value, code_version=__version__)
+        for metric, value in (metrics or {}).items()
+    ]
     with ExitStack() as stack:
-        bars: dict[str, Callable[[int, int, str], None]] = {}
-
-        def on_progress(what: str, done: int, total: int) -> None:
-            if what not in bars:  # the next stage begins: close the bar of the one before
-                stack.pop_all().close()
-                bars[what] = stack.enter_context(progress(console, what, "features" if "naming" in what else "tokens"))
-            bars[what](done, total, "")
-
         return analyze(
             dictionary,
             model,
-            windows,
-            ", ".join(setting.reads),
-            hook_point_out=setting.hook_point_out or None,
+            text,
+            setting.reads,
+            hook_point_out=setting.hook_point_out,
             name=name,
             store=store,
             held_out=held_out,
             config=setting.analysis,
             dataset=setting.dataset.name,
-            metrics=metrics,
-            details={"run": setting.run} if setting.run else {},
-            overwrite=overwrite,
-            on_progress=on_progress,
+            evaluations=study,
+            run=TrainingRun(settings=setting.run) if setting.run else None,
+            on_progress=stages(console, stack),
+            **options,
         )
 
 
