@@ -14,10 +14,10 @@ _HOMES = {
     "StatisticsConfig": "saescope.analysis.statistics",
     "Text": "saescope.analysis.reading",
     "TokenBlock": "saescope.analysis.statistics",
-    "analyze": "saescope.analysis.analyze",
+    "analyze": "saescope.analysis.features",
     "live_text": "saescope.analysis.reading",
     "collect": "saescope.analysis.collecting",
-    "refresh_logits": "saescope.analysis.analyze",
+    "refresh_logits": "saescope.analysis.features",
 }
 __all__ = sorted(_HOMES)
 

@@ -170,6 +170,8 @@ def collect(
             saved_at = time.monotonic()
         if on_progress:
             on_progress(int(counts[last] - counts[of[0]]), in_all)
+    if checkpoint is not None and start < of[1]:
+        collected.save(checkpoint)
     return collected
 
 

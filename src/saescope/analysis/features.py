@@ -1,231 +1,328 @@
 """From a dictionary to features in a store: what each one does, in numbers, examples and a label.
 
-The pass over the text (``firings.py``) keeps every firing; from there each feature gets its density, its histogram, the
-contexts in which it peaks, its effect on the logits and, found on this text and measured on held-out text, a label.
+One pass over the text counts and keeps (``collecting.py``); labels are found on what it kept and measured on held-out text;
+logit effects, neighbours and the map come from the weights. Then everything is written in one transaction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from saescope import __version__
 from saescope.activations import TokenWindows
-from saescope.analysis.firings import FiringTable, Peak, collect_firings, top_windows
+from saescope.analysis.cofiring import TokenSample
+from saescope.analysis.collecting import Collected, collect
+from saescope.analysis.config import AnalysisConfig
+from saescope.analysis.directions import unembedding_for, written_rows
+from saescope.analysis.feature_map import feature_map
 from saescope.analysis.labelling import label_features
-from saescope.analysis.logits import logit_effects
-from saescope.dictionaries import AbsTopK, Crosscoder, Dictionary
-from saescope.models.hook_points import HookPointError
-from saescope.models.token_text import token_texts, vocabulary_texts
-from saescope.store import DictionaryRecord, Example, FeatureRecord, Histogram, Label, Store, TokenLogit, Window
+from saescope.analysis.logits import LogitEffects, logit_effects
+from saescope.analysis.neighbours import nearest_rows, row_numbers
+from saescope.analysis.reading import Text, live_text
+from saescope.analysis.statistics import FeatureStatistics
+from saescope.dictionaries import Dictionary
+from saescope.models.token_text import TokenReader, vocabulary_texts
+from saescope.store import (
+    AnalysisRecord,
+    DictionaryRecord,
+    EvaluationResult,
+    Feature,
+    FeatureDetail,
+    FeatureRecord,
+    Histogram,
+    Label,
+    Neighbour,
+    Store,
+    TokenLogit,
+    TrainingRun,
+    Window,
+)
 
 if TYPE_CHECKING:
-    from saescope.models import LanguageModel, Unembedding
+    from saescope.models import LanguageModel
 
-_WRITTEN_TO_THE_STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnalysisConfig:
-    """How much to look at, and how much to keep."""
-
-    num_tokens: int | None = None  # tokens to analyse, spread evenly over the text; None: all
-    num_held_out_tokens: int | None = None  # held-out tokens on which labels are measured; None: all
-    num_examples: int = 12  # contexts kept per feature
-    num_bins: int = 40  # of the histogram of positive activations, equal width from 0 to the maximum
-    num_logits: int = 10  # tokens kept in each direction
-
-    def __post_init__(self) -> None:
-        for name in ("num_examples", "num_bins", "num_logits"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+Progress = Callable[[str, int, int], None]
 
 
 def analyze(
     dictionary: Dictionary,
     model: LanguageModel,
-    windows: TokenWindows,
-    hook_point: str,
+    text: Text | TokenWindows,
+    hook_points: str | Sequence[str],
     *,
     name: str,
     store: Store,
-    hook_point_out: str | None = None,
-    held_out: TokenWindows | None = None,
+    analysis: str = "default",
+    hook_point_out: str = "",
+    held_out: Text | TokenWindows | None = None,
     config: AnalysisConfig | None = None,
     dataset: str = "",
-    metrics: dict[str, float] | None = None,
+    series: str = "",
+    evaluations: Sequence[EvaluationResult] = (),
+    run: TrainingRun | None = None,
     details: dict[str, Any] | None = None,
     overwrite: bool = False,
-    on_progress: Callable[[str, int, int], None] | None = None,
-) -> DictionaryRecord:
-    """Analyse a dictionary on ``windows`` and write its features to ``store`` under ``name``.
+    checkpoint: Path | None = None,
+    collected: Collected | None = None,
+    on_progress: Progress | None = None,
+) -> AnalysisRecord:
+    """Analyse a dictionary on a text and write its features to ``store`` under ``name``.
 
     Args:
+        text: windows that the model reads, or a :class:`CachedText` whose activations lie on disk.
+        hook_points: where the dictionary reads; the sources of a crosscoder.
+        analysis: the name of this analysis among those of the dictionary.
         hook_point_out: where the decoder rows of a transcoder write; their logit effects are taken from there.
-        held_out: text on which labels are measured; without it labels carry no precision and no lift.
-        metrics: numbers of the evaluation, kept with the record.
-        overwrite: replace what the store holds under this name.
+        held_out: text on which labels are measured; without it labels carry no precision, recall and lift.
+        evaluations: numbers of an evaluation, kept with the dictionary.
+        run: how the dictionary was trained, kept with it.
+        overwrite: replace what the store holds under these names.
+        checkpoint: a file from which an analysis that was killed goes on; it is removed at the end.
+        collected: the pass over ``text``, where it was made before (:func:`collect`, merged shards).
         on_progress: called with (what is being done, done, in all).
+
+    Raises:
+        ValueError: names that the store holds already, or what :func:`collect` refuses.
     """
-    _refuse_what_is_not_there_yet(dictionary)
-    config = config or AnalysisConfig()
-    report = on_progress or (lambda what, done, total: None)
-    if not overwrite and any(record.name == name for record in store.dictionaries()):
-        raise ValueError(f"the store already holds {name!r}; choose another name or pass --overwrite")
-
-    details = dict(details or {})
-    try:
-        unembedding = unembedding_for(model, hook_point_out or hook_point)
-    except ValueError as why:  # everything else can be said of such a dictionary all the same
-        unembedding, details["no_logit_effects"] = None, str(why)
-
-    def collect(text: TokenWindows, what: str) -> FiringTable:
-        total = text.num_tokens
-        return collect_firings(dictionary, model, text, hook_point, on_progress=lambda n: report(what, n, total))
-
-    windows = windows.evenly(config.num_tokens)
-    table = collect(windows, "reading text")
-    held_out_table = None
-    if held_out is not None:
-        held_out = held_out.evenly(config.num_held_out_tokens)
-        held_out_table = collect(held_out, "reading held-out text")
+    config, report = config or AnalysisConfig(), on_progress or (lambda what, done, total: None)
+    hook_points = [hook_points] if isinstance(hook_points, str) else list(hook_points)
+    known = store.analyses(name) if any(d.name == name for d in store.dictionaries()) else []
+    if not overwrite and any(other.name == analysis for other in known):
+        raise ValueError(
+            f"the store already holds an analysis {analysis!r} of {name!r}; "
+            "choose another name for one of them, or pass --overwrite"
+        )
+    if isinstance(text, TokenWindows):
+        text = live_text(model, text, hook_points, config.num_tokens, config)
+    if isinstance(held_out, TokenWindows):
+        held_out = live_text(model, held_out, hook_points, config.num_held_out_tokens, config)
+    details = {"settings": asdict(config), "version": __version__, **(details or {})}
+    if collected is None:
+        collected = collect(
+            dictionary, text, config,
+            checkpoint=checkpoint, on_progress=lambda done, total: report("reading text", done, total),
+        )  # fmt: skip
+    else:
+        collected.require(text)
+    statistics = collected.statistics
     vocabulary = vocabulary_texts(model.tokenizer, model.vocab_size)
-    labels = label_features(
-        table,
-        windows,
-        held_out_table,
-        held_out,
-        model.tokenizer,
-        vocabulary,
-        on_progress=lambda n: report("naming features", n, table.d_sae),
-    )
-    record = DictionaryRecord(
-        name=name,
-        model=model.name,
-        hook_point=hook_point,
-        architecture=dictionary.architecture,
+    labels = label_features(statistics, dictionary, text, held_out, model.tokenizer, vocabulary, on_progress=report)
+    rows = _Rows(dictionary, statistics, collected.sample, config, report)
+    rows_out, place = written_rows(dictionary, hook_points, hook_point_out)
+    effects = None
+    try:
+        effects = logit_effects(rows_out, unembedding_for(model, place), num_tokens=config.num_logits)
+    except ValueError as why:  # everything else can be said of such a dictionary all the same
+        details["no_logit_effects"] = str(why)
+    details |= {
+        "map": rows.map_method,
+        "num_cofiring_tokens": rows.num_cofiring_tokens,
+        "tokens_by_position": statistics.tokens_by_stretch().tolist(),
+    }
+
+    unknown: dict[str, None] = {} if text.reads_special_tokens else {"special_share": None}
+    if not statistics.numbers()["negative_share"].any():
+        unknown["negative_share"] = None  # features of this dictionary fire in one direction
+
+    record = AnalysisRecord(
+        name=analysis,
         dataset=dataset,
-        d_in=dictionary.d_in,
-        d_sae=dictionary.d_sae,
-        context_size=windows.config.context_size,
-        num_tokens=table.num_tokens,
-        metrics=metrics or {},
+        context_size=text.windows.config.context_size,
+        num_tokens=statistics.num_tokens,
+        num_windows=len(text),
         details=details,
     )
-    peaks = [top_windows(table, feature, config.num_examples) for feature in range(table.d_sae)]
-    used = sorted({peak.window for of_feature in peaks for peak in of_feature})
     store.write(
+        DictionaryRecord(
+            name=name,
+            model=model.name,
+            hook_point=", ".join(hook_points),
+            hook_point_out=hook_point_out,
+            architecture=dictionary.architecture,
+            d_in=dictionary.d_in,
+            d_sae=dictionary.d_sae,
+            series=series,
+        ),
         record,
-        _features(dictionary, unembedding, table, labels, vocabulary, config),
-        _windows(windows, used, model),
-        _examples(windows, table, peaks),
+        _features(statistics, rows, effects, labels, vocabulary, unknown, report),
+        _windows(text, statistics.kept_windows(), model),
+        (example for feature in range(dictionary.d_sae) for example in statistics.examples(feature)),
+        evaluations=evaluations,
+        run=run,
         overwrite=overwrite,
     )
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
     return record
 
 
-def _refuse_what_is_not_there_yet(dictionary: Dictionary) -> None:
-    if isinstance(dictionary, Crosscoder):
-        raise ValueError(
-            "crosscoders can be trained and evaluated; what their features do in each source can not be analysed yet"
-        )
-    if isinstance(dictionary, AbsTopK):
-        raise ValueError(
-            f"features of a {dictionary.architecture} dictionary fire in two directions, which the analysis can not "
-            "tell apart yet; train a topk dictionary to look at features"
-        )
-
-
-def histogram(values: np.ndarray, num_bins: int) -> Histogram:
-    """Counts of positive activations in bins of equal width from 0 to the maximum."""
-    if not len(values):
-        return Histogram(edges=(), counts=())
-    counts, edges = np.histogram(values, bins=num_bins, range=(0.0, float(values.max())))
-    return Histogram(edges=tuple(edges.tolist()), counts=tuple(counts.tolist()))
-
-
-def unembedding_for(model: LanguageModel, hook_point: str) -> Unembedding:
-    """The unembedding that a dictionary's decoder rows can be sent through.
+def refresh_logits(
+    dictionary: Dictionary,
+    model: LanguageModel,
+    *,
+    name: str,
+    store: Store,
+    analysis: str | None = None,
+    num_logits: int = 20,
+    on_progress: Progress | None = None,
+) -> int:
+    """Compute the logit effects of an analysis in the store anew, and nothing else; returns the number of features.
 
     Raises:
-        ValueError: they cannot: rows written at this hook point do not enter the residual stream (a matter of meaning, not
-            of width: ``attn.hook_z`` is often just as wide), or what follows the stream is unknown or no linear map.
+        ValueError: rows that have no direct effect on the logits, or another dictionary than the analysed one.
     """
-    unembedding = model.unembedding()
-    place = model.hook_point(hook_point).canonical
-    for layer in range(model.module.config.get_text_config().num_hidden_layers):
-        for name in _WRITTEN_TO_THE_STREAM:
-            try:
-                if model.hook_point(f"blocks.{layer}.{name}").canonical == place:
-                    return unembedding
-            except HookPointError:  # parallel blocks have no hook_resid_mid
-                continue
-    raise ValueError(
-        f"{hook_point} is not on the residual stream, so its decoder rows have no direct effect on the logits"
+    known = store.dictionary(name)
+    if (known.d_in, known.d_sae, known.architecture) != (dictionary.d_in, dictionary.d_sae, dictionary.architecture):
+        raise ValueError(
+            f"{name!r} in the store is a {known.architecture} dictionary of {known.d_sae} features on {known.d_in}, this "
+            f"is a {dictionary.architecture} one of {dictionary.d_sae} on {dictionary.d_in}"
+        )
+    rows, place = written_rows(dictionary, known.hook_point.split(", "), known.hook_point_out)
+    vocabulary = vocabulary_texts(model.tokenizer, model.vocab_size)
+    effects = logit_effects(rows, unembedding_for(model, place), num_tokens=num_logits)
+
+    def updates() -> Iterator[tuple[int, dict[str, Any]]]:
+        for index, effect in enumerate(effects):
+            yield index, {**_moments(effect), **_tokens(effect, vocabulary)}
+            if on_progress:
+                on_progress("logit effects", index + 1, dictionary.d_sae)
+
+    return store.update(name, updates(), analysis=analysis)
+
+
+class _Rows:
+    """What the weights and the firings say of pairs of features, computed once for all of them."""
+
+    def __init__(
+        self,
+        dictionary: Dictionary,
+        statistics: FeatureStatistics,
+        sample: TokenSample,
+        config: AnalysisConfig,
+        report: Progress,
+    ) -> None:
+        report("comparing features", 0, 4)
+        self.numbers = row_numbers(dictionary)
+        self.decoder = nearest_rows(dictionary.W_dec, config.num_neighbours)
+        report("comparing features", 1, 4)
+        self.encoder = None
+        if dictionary.encoder_rows is not None:
+            self.encoder = nearest_rows(dictionary.encoder_rows, config.num_neighbours)
+        report("comparing features", 2, 4)
+        self.firing = sample.neighbours(config.num_neighbours)
+        self.num_cofiring_tokens = self.firing.num_tokens
+        report("comparing features", 3, 4)
+        self.map_method, self.x, self.y, self.cluster = "none", None, None, None
+        if config.map != "none":
+            made = feature_map(dictionary.W_dec, method=config.map, seed=config.seed)
+            self.map_method, self.x, self.y, self.cluster = made.method, made.x, made.y, made.cluster
+        report("comparing features", 4, 4)
+
+    def neighbours(self, feature: int) -> dict[str, tuple[Neighbour, ...]]:
+        found = {"decoder": _near(self.decoder.indices[feature], self.decoder.cosines[feature])}
+        if self.encoder is not None:
+            found["encoder"] = _near(self.encoder.indices[feature], self.encoder.cosines[feature])
+        firing = self.firing
+        found["firing"] = _near(firing.indices[feature], firing.values[feature], firing.num_both[feature])
+        return found
+
+    def of(self, feature: int) -> dict[str, Any]:
+        """Numbers of a feature record."""
+        numbers = self.numbers
+        return {
+            "decoder_norm": float(numbers.decoder_norm[feature]),
+            "encoder_norm": float(numbers.encoder_norm[feature]),
+            "encoder_bias": _at(numbers.encoder_bias, feature),
+            "encoder_decoder_cosine": _at(numbers.encoder_decoder_cosine, feature),
+            "map_x": _at(self.x, feature),
+            "map_y": _at(self.y, feature),
+            "cluster": None if self.cluster is None or self.cluster[feature] < 0 else int(self.cluster[feature]),
+        }
+
+
+def _near(indices: np.ndarray, values: np.ndarray, both: np.ndarray | None = None) -> tuple[Neighbour, ...]:
+    return tuple(
+        Neighbour(feature=int(i), value=float(values[n]), num_both=None if both is None else int(both[n]))
+        for n, i in enumerate(indices)
+        if i >= 0
     )
 
 
-def _features(
-    dictionary: Dictionary,
-    unembedding: Unembedding | None,
-    table: FiringTable,
-    labels: list[Label | None],
-    vocabulary: list[str],
-    config: AnalysisConfig,
-) -> Iterator[FeatureRecord]:
+def _at(numbers: np.ndarray | None, place: int) -> float | None:
+    """None for what was not measured, and for what is not defined."""
+    return None if numbers is None or np.isnan(numbers[place]) else float(numbers[place])
+
+
+def _moments(effect: LogitEffects) -> dict[str, Any]:
+    return {
+        "logit_mean": effect.mean,
+        "logit_std": effect.std,
+        "logit_skew": effect.skew,
+        "logit_kurtosis": effect.kurtosis,
+    }
+
+
+def _tokens(effect: LogitEffects, vocabulary: list[str]) -> dict[str, Any]:
     def with_text(ids: list[int], values: list[float]) -> tuple[TokenLogit, ...]:
-        return tuple(
-            TokenLogit(token_id=i, text=vocabulary[i], logit=value) for i, value in zip(ids, values, strict=True)
-        )
+        return tuple(TokenLogit(token_id=i, text=vocabulary[i], logit=v) for i, v in zip(ids, values, strict=True))
 
-    effects = logit_effects(dictionary.W_dec, unembedding, num_tokens=config.num_logits) if unembedding else None
-    for feature in range(table.d_sae):
-        _, values = table.of(feature)
+    return {
+        "top_logits": with_text(effect.top_ids, effect.top_values),
+        "bottom_logits": with_text(effect.bottom_ids, effect.bottom_values),
+        "logit_histogram": effect.histogram,
+    }
+
+
+def _features(
+    statistics: FeatureStatistics,
+    rows: _Rows,
+    effects: Iterator[LogitEffects] | None,
+    labels: Sequence[Label | None],
+    vocabulary: list[str],
+    unknown: dict[str, None],
+    report: Progress,
+) -> Iterator[Feature]:
+    stretches = statistics.positions()
+    for feature in range(statistics.d_sae):
         effect = next(effects) if effects else None
-        yield FeatureRecord(
-            index=feature,
-            num_firings=len(values),
-            density=len(values) / table.num_tokens,
-            max_activation=float(values.max()) if len(values) else 0.0,
-            mean_activation=float(values.mean(dtype=np.float64)) if len(values) else 0.0,
-            histogram=histogram(values, config.num_bins),
-            top_logits=with_text(effect.top_ids, effect.top_values) if effect else (),
-            bottom_logits=with_text(effect.bottom_ids, effect.bottom_values) if effect else (),
-            label=labels[feature],
+        edges, counts = statistics.histogram(feature)
+        yield Feature(
+            record=FeatureRecord(
+                index=feature,
+                label=labels[feature],
+                **(statistics.record_numbers(feature) | unknown),
+                **rows.of(feature),
+                **(_moments(effect) if effect else {}),
+            ),
+            detail=FeatureDetail(
+                histogram=Histogram(edges=tuple(edges.tolist()), counts=tuple(counts.tolist())),
+                bands=tuple(statistics.bands(feature)),
+                positions=tuple(stretches[feature].tolist()),
+                neighbours=rows.neighbours(feature),
+                sources=() if rows.numbers.source_norms is None else tuple(rows.numbers.source_norms[feature].tolist()),
+                **(_tokens(effect, vocabulary) if effect else {}),
+            ),
         )
+        report("writing features", feature + 1, statistics.d_sae)
 
 
-def _windows(windows: TokenWindows, numbers: list[int], model: LanguageModel) -> Iterator[Window]:
-    for number in numbers:
+def _windows(text: Text, numbers: Sequence[int] | np.ndarray, model: LanguageModel) -> Iterator[Window]:
+    reader, windows = TokenReader(model.tokenizer), text.windows
+    for number in map(int, numbers):
         batch = windows.batch([number])
         ids = batch.ids[0][batch.attention[0]].tolist()
         document, offset = windows.document_of(int(windows.starts[number]))
+        words, ranges = reader.read(ids)
         yield Window(
             id=number,
             document=document.name,
             offset=max(offset, 0),
+            text=words,
             token_ids=tuple(ids),
-            token_texts=tuple(token_texts(model.tokenizer, ids)),
+            token_ranges=tuple(ranges),
         )
-
-
-def _examples(windows: TokenWindows, table: FiringTable, peaks: list[list[Peak]]) -> Iterator[Example]:
-    opening = int(windows.bos_id is not None)
-    for feature, of_feature in enumerate(peaks):
-        places, values = table.of(feature)
-        firing_windows = table.window[places]
-        for rank, peak in enumerate(of_feature):
-            here = slice(*np.searchsorted(firing_windows, [peak.window, peak.window + 1]))
-            offset = int(windows.starts[peak.window]) - opening
-            in_window = table.positions[places[here]] - offset
-            yield Example(
-                feature=feature,
-                rank=rank,
-                window_id=peak.window,
-                peak=int(table.positions[peak.place]) - offset,
-                activation=peak.value,
-                positions=tuple(in_window.tolist()),
-                values=tuple(values[here].tolist()),
-            )

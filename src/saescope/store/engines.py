@@ -11,12 +11,20 @@ from sqlalchemy import Connection, Engine, QueuePool, create_engine, event, make
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from saescope.store import schema
+from saescope.store.tables import TABLES
 
 _BUSY_SECONDS = 30.0  # how long a writer waits for another writer to finish
+_PAGE_BYTES = 16384  # of a new file: rows of some 3 kB leave less of a page empty than in pages of 4096
+_CACHE_KIB = (
+    32768  # per connection, as far as it is needed; SQLite's own 2 MB do not hold the upper levels of the trees
+)
 
 
-def open_engine(address: Path | str, *, must_exist: bool) -> Engine:
-    """Connect, and bring the schema up to date; leaves no connection open when it fails."""
+def open_engine(address: Path | str, *, must_exist: bool) -> tuple[Engine, str]:
+    """Connect, and bring the schema up to date; leaves no connection open when it fails.
+
+    Returns the engine, and what to call the place: the file, or the address without its password.
+    """
     if isinstance(address, str):
         engine, place = _postgresql(address)
     else:
@@ -26,7 +34,7 @@ def open_engine(address: Path | str, *, must_exist: bool) -> Engine:
     except BaseException:
         engine.dispose()
         raise
-    return engine
+    return engine, place
 
 
 @contextlib.contextmanager
@@ -46,6 +54,32 @@ def read_transaction(engine: Engine) -> Iterator[Connection]:
         if engine.dialect.name == "postgresql":  # SQLite's transactions are like that anyway
             connection = connection.execution_options(isolation_level="REPEATABLE READ")
         yield connection
+
+
+@contextlib.contextmanager
+def single_statement(engine: Engine) -> Iterator[Connection]:
+    """For one statement that reads: it sees one state by itself, so a server is spared the begin and the end."""
+    with _in_words(), engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+        yield connection
+
+
+def settle(engine: Engine, *, shrink: bool = False) -> None:
+    """After much was written: statistics for the planner, the log folded into the file; `shrink` returns free space.
+
+    All of it may fail (a reader is in the way, the disk is full, the tables are someone else's) without harm.
+    """
+    with contextlib.suppress(DBAPIError, sqlite3.Error):
+        if engine.dialect.name == "postgresql":
+            with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                for table in TABLES:  # an index answers alone only where a vacuum has been
+                    connection.exec_driver_sql(f"vacuum (analyze) {table.name}")
+        else:
+            with contextlib.closing(engine.raw_connection()) as raw:
+                if shrink:
+                    raw.cursor().execute("vacuum")
+                raw.cursor().execute("pragma wal_checkpoint(truncate)")
 
 
 @contextlib.contextmanager
@@ -80,6 +114,11 @@ def _prepare(engine: Engine, place: str, *, must_exist: bool) -> None:
         raise ValueError(f"{place} is a database of something else, not a saescope store; give another file")
     if not applied and must_exist:
         raise FileNotFoundError(f"{place} is no store yet; `saescope analyze DICTIONARY` writes one")
+    if schema.EARLY in (applied or ()):
+        raise ValueError(
+            f"{place} was written by an early saescope, in a form that this one does not read; "
+            "move it away and analyse again"
+        )
     unknown = set(applied or ()) - set(schema.MIGRATIONS)
     if unknown:
         raise ValueError(
@@ -90,6 +129,7 @@ def _prepare(engine: Engine, place: str, *, must_exist: bool) -> None:
         if engine.dialect.name == "sqlite":
             # readers and a writer side by side; a file system that cannot do it answers with the old mode
             with contextlib.suppress(sqlite3.Error), contextlib.closing(engine.raw_connection()) as connection:
+                connection.cursor().execute(f"pragma page_size = {_PAGE_BYTES}")
                 connection.cursor().execute("pragma journal_mode = wal")
         with write_transaction(engine) as connection:
             schema.migrate(connection)
@@ -130,8 +170,7 @@ def _sqlite(path: Path, *, must_exist: bool) -> tuple[Engine, str]:
             address, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
         connection.execute("pragma foreign_keys = on")
-        # SQLite's own lower() knows ASCII only; PostgreSQL's knows all letters
-        connection.create_function("lower", 1, lambda value: value and str(value).lower(), deterministic=True)
+        connection.execute(f"pragma cache_size = -{_CACHE_KIB}")
         return connection
 
     engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool)

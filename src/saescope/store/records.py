@@ -143,7 +143,7 @@ class FeatureRecord:
     """Windows in which it fires."""
     first_firing: int | None = None
     last_firing: int | None = None
-    """Numbers of the first and the last analysed token on which it fires."""
+    """The first and the last token on which it fires: number of the window times tokens per window, plus position."""
     special_share: float | None = None
     """Share of its firings, special tokens included, that fall on special tokens."""
     negative_share: float | None = None
@@ -434,3 +434,60 @@ class TrainingRun:
     metrics: dict[str, Any] = field(default_factory=dict)
     code_version: str = ""
     created_at: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """An analysis at a glance. Dead, dense, labelled and explained features are counted among those analysed."""
+
+    dictionary: DictionaryRecord
+    analysis: AnalysisRecord
+    num_features: int
+    num_dead: int
+    num_dense: int
+    num_labelled: int
+    num_explained: int
+    density_quantiles: tuple[tuple[float, float], ...]
+    """Pairs (share, value) over the features that fire; between two of them the quantile is interpolated."""
+    max_quantiles: tuple[tuple[float, float], ...]
+    """The same of the highest activation."""
+    log_density: Histogram
+    """Features that fire by log10 of their density, four bins to a decade."""
+    evaluations: tuple[EvaluationResult, ...] = ()
+    runs: tuple[TrainingRun, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalysisInfo:
+    """An analysis and how much of it the store holds."""
+
+    analysis: AnalysisRecord
+    num_features: int
+    num_windows: int
+    num_examples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DictionaryInfo:
+    """A dictionary with its analyses, in the order in which they were written, and how much was added to it."""
+
+    dictionary: DictionaryRecord
+    analyses: tuple[AnalysisInfo, ...]
+    num_explanations: int
+    num_tags: int
+    num_bookmarks: int
+    num_notes: int
+    num_evaluations: int
+    num_runs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreInfo:
+    """What a store is and what it holds."""
+
+    place: str
+    """The file, or the address of the server without its password."""
+    database: str
+    """"SQLite 3.45.1" or the like."""
+    num_bytes: int
+    dictionaries: tuple[DictionaryInfo, ...]

@@ -1,8 +1,7 @@
 """Records to rows and back, value for value.
 
-Numbers travel as database numbers, float64 both ways. Lists are JSON text, and Python's JSON writes a float with as
-many digits as it takes to read the same float64 back. Text that no database holds (a NUL, half a surrogate pair) is
-escaped inside JSON, so token texts may be anything; in plain columns it is refused by name.
+Numbers travel as database numbers, float64 both ways; lists are JSON text (texts.py). Rows that are written by the million
+are tuples in the order of their table; those read back are mappings.
 """
 
 from __future__ import annotations
@@ -12,14 +11,35 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from saescope.store.records import (
+    LABEL_NUMBERS,
+    NUMBERS,
+    AnalysisRecord,
+    Band,
     DictionaryRecord,
+    EvaluationResult,
     Example,
+    Explanation,
+    FeatureDetail,
     FeatureRecord,
     Histogram,
     Label,
+    Neighbour,
+    Note,
     PageExample,
     TokenLogit,
+    TrainingRun,
     Window,
+)
+from saescope.store.texts import (
+    now,
+    pack_edges,
+    pack_float32,
+    pack_ranges,
+    plain,
+    to_json,
+    unpack_edges,
+    unpack_float32,
+    unpack_ranges,
 )
 
 Row = dict[str, Any]  # to be inserted
@@ -27,145 +47,268 @@ ReadRow = Mapping[Any, Any]  # as a query gives it
 
 
 def dictionary_row(record: DictionaryRecord) -> Row:
+    """Without its series, which is a row of its own."""
     what = f"dictionary {record.name!r}"
     if not record.name:
         raise ValueError("a dictionary in the store needs a name, got an empty one")
+    texts = ("name", "model", "hook_point", "hook_point_out", "architecture")
     return {
-        "name": _plain(record.name, what),
-        "model": _plain(record.model, what),
-        "hook_point": _plain(record.hook_point, what),
-        "architecture": _plain(record.architecture, what),
-        "dataset": _plain(record.dataset, what),
+        **{name: plain(getattr(record, name), what) for name in texts},
         "d_in": record.d_in,
         "d_sae": record.d_sae,
-        "context_size": record.context_size,
-        "num_tokens": record.num_tokens,
-        "metrics": _json(record.metrics, f"{what}: metrics"),
-        "details": _json(record.details, f"{what}: details"),
+        "details": to_json(record.details, f"{what}: details"),
     }
 
 
 def read_dictionary(row: ReadRow) -> DictionaryRecord:
-    values = {name: value for name, value in row.items() if name != "id"}
+    """A row of `dictionary` with the name of its series, or None, as `series`."""
+    names = ("name", "model", "hook_point", "hook_point_out", "architecture", "d_in", "d_sae")
     return DictionaryRecord(
-        **values | {"metrics": json.loads(row["metrics"]), "details": json.loads(row["details"])},
+        **{name: row[name] for name in names}, series=row["series"] or "", details=json.loads(row["details"])
     )
 
 
-def feature_row(record: FeatureRecord) -> Row:
-    what = f"feature {record.index}"
+def analysis_row(record: AnalysisRecord) -> Row:
+    what = f"analysis {record.name!r}"
+    if not record.name:
+        raise ValueError("an analysis in the store needs a name, got an empty one")
     return {
-        "feature_index": record.index,
-        "num_firings": record.num_firings,
-        "density": record.density,
-        "max_activation": record.max_activation,
-        "mean_activation": record.mean_activation,
-        "histogram_edges": _json(record.histogram.edges, f"{what}: histogram edges"),
-        "histogram_counts": _json(record.histogram.counts, f"{what}: histogram counts"),
-        "top_logits": _json([[t.token_id, t.text, t.logit] for t in record.top_logits], f"{what}: top logits"),
-        "bottom_logits": _json([[t.token_id, t.text, t.logit] for t in record.bottom_logits], f"{what}: bottom logits"),
+        "name": plain(record.name, what),
+        "dataset": plain(record.dataset, what),
+        "context_size": record.context_size,
+        "num_tokens": record.num_tokens,
+        "num_windows": record.num_windows,
+        "details": to_json(record.details, f"{what}: details"),
+        "created_at": plain(record.created_at, what) or now(),
     }
 
 
-def label_row(index: int, label: Label) -> Row:
-    what = f"the label of feature {index}"
+def read_analysis(row: ReadRow) -> AnalysisRecord:
+    names = ("name", "dataset", "context_size", "num_tokens", "num_windows", "created_at")
+    return AnalysisRecord(**{name: row[name] for name in names}, details=json.loads(row["details"]))
+
+
+def label_values(label: Label | None, what: str) -> Row:
+    """The columns that a label fills."""
+    if label is None:
+        return dict.fromkeys((*(f"label_{number}" for number in LABEL_NUMBERS), *_LABEL_REST))
     return {
-        "feature_index": index,
-        "text": _plain(label.text, what),
-        "kind": _plain(label.kind, what),
-        "precision": label.precision,
-        "lift": label.lift,
-        "num_firings": label.num_firings,
+        **{
+            f"label_{number}": _number(getattr(label, number), f"the {number} of the label of {what}")
+            for number in LABEL_NUMBERS
+        },
+        "label_num_firings": label.num_firings,
+        "label_kind": plain(label.kind, f"the label of {what}"),
+        "label": plain(label.text, f"the label of {what}"),
     }
+
+
+_LABEL_REST = ("label_num_firings", "label_kind", "label")
+
+
+def feature_row(analysis_id: int, record: FeatureRecord) -> tuple[Any, ...]:
+    label = label_values(record.label, f"feature {record.index}")
+    return (analysis_id, record.index, *(getattr(record, name) for name in NUMBERS), *label.values())
 
 
 def read_feature(row: ReadRow) -> FeatureRecord:
-    """A row of `feature` joined with `label`, whose columns are called `label_...` and null where there is none."""
     label = None
-    if row["label_text"] is not None:
+    if row["label"] is not None:
         label = Label(
-            text=row["label_text"],
+            text=row["label"],
             kind=row["label_kind"],
             precision=row["label_precision"],
+            recall=row["label_recall"],
             lift=row["label_lift"],
             num_firings=row["label_num_firings"],
         )
-    return FeatureRecord(
-        index=row["feature_index"],
-        num_firings=row["num_firings"],
-        density=row["density"],
-        max_activation=row["max_activation"],
-        mean_activation=row["mean_activation"],
-        histogram=Histogram(
-            edges=tuple(json.loads(row["histogram_edges"])), counts=tuple(json.loads(row["histogram_counts"]))
+    return FeatureRecord(index=row["feature_index"], label=label, **{name: row[name] for name in NUMBERS})
+
+
+def detail_values(detail: FeatureDetail, what: str, only: Sequence[str] | None = None) -> Row:
+    """The columns that a feature's details fill, all or some of them."""
+
+    def told(name: str) -> Any:
+        value = getattr(detail, name)
+        match name:
+            case "histogram" | "logit_histogram":
+                return [pack_edges(value.edges), list(value.counts)]
+            case "bands":
+                return [[b.kind, b.number, b.low, b.high, b.num_windows, b.num_tokens, b.share] for b in value]
+            case "top_logits" | "bottom_logits":
+                return [[logit.token_id, logit.text, logit.logit] for logit in value]
+            case "neighbours":
+                return {
+                    kind: [
+                        [n.feature, n.value] if n.num_both is None else [n.feature, n.value, n.num_both] for n in near
+                    ]
+                    for kind, near in value.items()
+                }
+        return list(value)
+
+    names = DETAILS if only is None else only
+    return {name: to_json(told(name), f"{what}: {name.replace('_', ' ')}") for name in names}
+
+
+DETAILS = (
+    "histogram",
+    "bands",
+    "positions",
+    "top_logits",
+    "bottom_logits",
+    "logit_histogram",
+    "neighbours",
+    "sources",
+)
+
+
+def read_detail(row: ReadRow) -> FeatureDetail:
+    told = {name: json.loads(row[name]) for name in DETAILS}
+    return FeatureDetail(
+        histogram=_histogram(told["histogram"]),
+        bands=tuple(
+            Band(kind=kind, number=number, low=low, high=high, num_windows=windows, num_tokens=tokens, share=share)
+            for kind, number, low, high, windows, tokens, share in told["bands"]
         ),
-        top_logits=_read_logits(row["top_logits"]),
-        bottom_logits=_read_logits(row["bottom_logits"]),
-        label=label,
+        positions=tuple(told["positions"]),
+        top_logits=_logits(told["top_logits"]),
+        bottom_logits=_logits(told["bottom_logits"]),
+        logit_histogram=_histogram(told["logit_histogram"]),
+        neighbours={
+            kind: tuple(
+                Neighbour(feature=f, value=value, num_both=both[0] if both else None) for f, value, *both in near
+            )
+            for kind, near in told["neighbours"].items()
+        },
+        sources=tuple(told["sources"]),
     )
 
 
-def window_row(window: Window) -> Row:
+def _histogram(told: list[Any]) -> Histogram:
+    return Histogram(edges=unpack_edges(told[0]), counts=tuple(told[1]))
+
+
+def _logits(told: list[Any]) -> tuple[TokenLogit, ...]:
+    return tuple(TokenLogit(token_id=i, text=token, logit=logit) for i, token, logit in told)
+
+
+def window_row(analysis_id: int, window: Window) -> tuple[Any, ...]:
     what = f"window {window.id}"
-    return {
-        "window_id": window.id,
-        "document": _plain(window.document, what),
-        "document_offset": window.offset,
-        "token_ids": _json(window.token_ids, f"{what}: token ids"),
-        "token_texts": _json(window.token_texts, f"{what}: token texts"),
-    }
+    return (
+        analysis_id,
+        window.id,
+        plain(window.document, what),
+        window.offset,
+        to_json(window.text, what),
+        to_json(window.token_ids, f"{what}: token ids"),
+        pack_ranges(window.token_ranges),
+    )
 
 
-def example_row(example: Example) -> Row:
-    what = f"example {example.rank} of feature {example.feature}"
-    return {
-        "feature_index": example.feature,
-        "rank": example.rank,
-        "window_id": example.window_id,
-        "peak": example.peak,
-        "activation": example.activation,
-        "positions": _json(example.positions, f"{what}: positions"),
-        "activations": _json(example.values, f"{what}: values"),
-    }
-
-
-def read_example(row: ReadRow) -> PageExample:
-    """A row of `example` joined with its `text_window`."""
-    window = Window(
+def read_window(row: ReadRow) -> Window:
+    return Window(
         id=row["window_id"],
         document=row["document"],
         offset=row["document_offset"],
+        text=json.loads(row["text"]),
         token_ids=tuple(json.loads(row["token_ids"])),
-        token_texts=tuple(json.loads(row["token_texts"])),
+        token_ranges=unpack_ranges(row["token_ranges"]),
     )
+
+
+def example_row(analysis_id: int, number: int, example: Example) -> tuple[Any, ...]:
+    what = f"the example of feature {example.feature} in window {example.window_id}"
+    return (
+        analysis_id,
+        example.feature,
+        number,
+        example.peak,
+        example.window_id,
+        _number(example.activation, f"{what}: activation"),
+        example.num_copies,
+        example.top_rank,
+        example.quantile_band,
+        example.width_band,
+        example.negative,
+        to_json(example.positions, f"{what}: positions"),
+        pack_float32(example.values, f"{what}: values"),
+    )
+
+
+def read_example(row: ReadRow, window: Window) -> PageExample:
     activations = [0.0] * len(window.token_ids)
-    for position, value in zip(json.loads(row["positions"]), json.loads(row["activations"]), strict=True):
+    for position, value in zip(json.loads(row["positions"]), unpack_float32(row["activations"]), strict=True):
         activations[position] = value
-    return PageExample(window=window, peak=row["peak"], activation=row["activation"], activations=tuple(activations))
+    names = ("peak", "activation", "num_copies", "top_rank", "quantile_band", "width_band", "negative")
+    return PageExample(window=window, activations=tuple(activations), **{name: row[name] for name in names})
 
 
-def _read_logits(text: str) -> tuple[TokenLogit, ...]:
-    return tuple(TokenLogit(token_id=i, text=token, logit=logit) for i, token, logit in json.loads(text))
+def explanation_row(record: Explanation) -> Row:
+    what = "the explanation"
+    if not record.text.strip():
+        raise ValueError("an explanation needs a text, got an empty one")
+    return {
+        **{name: plain(getattr(record, name), what) for name in ("text", "method", "author")},
+        "score": _number(record.score, f"{what}: score"),
+        "details": to_json(record.details, f"{what}: details"),
+        "created_at": plain(record.created_at, what) or now(),
+    }
 
 
-def _json(value: Mapping[str, Any] | Sequence[Any], what: str) -> str:
-    try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{what} cannot be stored: {error}; expected finite plain numbers, texts, lists") from error
-    return text if _holdable(text) else json.dumps(value, separators=(",", ":"))
+def read_explanation(row: ReadRow) -> Explanation:
+    names = ("id", "text", "method", "author", "score", "created_at")
+    return Explanation(**{name: row[name] for name in names}, details=json.loads(row["details"]))
 
 
-def _plain(text: str, what: str) -> str:
-    if not _holdable(text):
-        raise ValueError(f"{what}: {text!r} holds a character that a database text column cannot; escape it first")
-    return text
+def note_row(record: Note) -> Row:
+    if not record.text.strip():
+        raise ValueError("a note needs a text, got an empty one")
+    return {
+        "text": plain(record.text, "the note"),
+        "author": plain(record.author, "the note"),
+        "created_at": plain(record.created_at, "the note") or now(),
+    }
 
 
-def _holdable(text: str) -> bool:
-    """Whether every database can keep this text: valid Unicode, and no NUL (which PostgreSQL refuses)."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in text
+def read_note(row: ReadRow) -> Note:
+    return Note(**{name: row[name] for name in ("id", "text", "author", "created_at")})
+
+
+def evaluation_row(record: EvaluationResult) -> Row:
+    what = f"evaluation {record.study!r}, {record.metric!r}"
+    return {
+        **{name: plain(getattr(record, name), what) for name in ("study", "metric", "variant", "code_version")},
+        **{name: _number(getattr(record, name), f"{what}: {name}") for name in ("value", "low", "high")},
+        "details": to_json(record.details, f"{what}: details"),
+        "created_at": plain(record.created_at, what) or now(),
+    }
+
+
+def read_evaluation(row: ReadRow) -> EvaluationResult:
+    names = ("study", "metric", "value", "low", "high", "variant", "code_version", "created_at")
+    return EvaluationResult(**{name: row[name] for name in names}, details=json.loads(row["details"]))
+
+
+def run_row(record: TrainingRun) -> Row:
+    what = "the training run"
+    return {
+        "settings": to_json(record.settings, f"{what}: settings"),
+        "metrics": to_json(record.metrics, f"{what}: metrics"),
+        "code_version": plain(record.code_version, what),
+        "created_at": plain(record.created_at, what) or now(),
+    }
+
+
+def read_run(row: ReadRow) -> TrainingRun:
+    return TrainingRun(
+        settings=json.loads(row["settings"]),
+        metrics=json.loads(row["metrics"]),
+        code_version=row["code_version"],
+        created_at=row["created_at"],
+    )
+
+
+def _number(value: float | None, what: str) -> float | None:
+    if value is not None and not abs(value) < float("inf"):
+        raise ValueError(f"{what} is {value}, expected a finite number, or None where it is undefined")
+    return value

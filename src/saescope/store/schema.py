@@ -1,164 +1,286 @@
-"""The schema: SQL text for whoever reads or changes it, and the same tables as names for the queries.
+"""The schema, as SQL for whoever reads or changes it.
 
 `MIGRATIONS` is the only thing that makes or changes tables: numbered, named, each applied once and remembered in the
-table `migration`. The SQL is the part that SQLite and PostgreSQL understand alike. Numbers are columns; short lists are
-JSON text. A question can therefore be asked with the `sqlite3` shell alone:
+table `migration`. The SQL is what SQLite and PostgreSQL understand alike, but for three spellings (`_SPELLINGS`) and the
+full-text index, which each has in its own way. Numbers are columns; short lists are JSON text. A question can therefore be
+asked with the `sqlite3` shell alone (docs/store.md has more):
 
-    select feature_index, text, density from feature join label using (dictionary_id, feature_index)
-    order by density desc limit 10;
+    select feature_index, density, label from feature order by density desc limit 10;
 """
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Connection, Double, Integer, MetaData, Table, Text, inspect, text
+import sqlite3
+from collections.abc import Iterator
 
-MIGRATIONS: dict[str, str] = {
-    "0001_initial": """
-        create table dictionary (
-            id           integer primary key,
-            name         text not null unique,
-            model        text not null,
-            hook_point   text not null,
-            architecture text not null,
-            dataset      text not null,
-            d_in         integer not null,
-            d_sae        integer not null,
-            context_size integer not null,
-            num_tokens   bigint not null,
-            metrics      text not null,              -- JSON object of numbers
-            details      text not null               -- JSON object
-        );
-        create table feature (
-            dictionary_id    integer not null references dictionary (id),
-            feature_index    integer not null,
-            num_firings      bigint not null,
-            density          double precision not null,
-            max_activation   double precision not null,
-            mean_activation  double precision not null,
-            histogram_edges  text not null,          -- JSON list, one longer than the counts
-            histogram_counts text not null,
-            top_logits       text not null,          -- JSON list of [token id, text, logit]
-            bottom_logits    text not null,
-            primary key (dictionary_id, feature_index)
-        );
-        create index feature_by_density on feature (dictionary_id, density);
-        create index feature_by_num_firings on feature (dictionary_id, num_firings);
-        create index feature_by_max_activation on feature (dictionary_id, max_activation);
-        create index feature_by_mean_activation on feature (dictionary_id, mean_activation);
-        create table label (
-            dictionary_id integer not null,
-            feature_index integer not null,
-            text          text not null,
-            kind          text not null,
-            precision     double precision,
-            lift          double precision,
-            num_firings   bigint not null,
-            primary key (dictionary_id, feature_index),
-            foreign key (dictionary_id, feature_index) references feature (dictionary_id, feature_index)
-        );
-        create index label_by_precision on label (dictionary_id, precision);
-        create index label_by_lift on label (dictionary_id, lift);
-        create table text_window (
-            dictionary_id   integer not null references dictionary (id),
-            window_id       bigint not null,
-            document        text not null,
-            document_offset bigint not null,         -- place of the first token in its document
-            token_ids       text not null,           -- JSON lists of one length
-            token_texts     text not null,
-            primary key (dictionary_id, window_id)
-        );
-        create table example (
-            dictionary_id integer not null,
-            feature_index integer not null,
-            rank          integer not null,
-            window_id     bigint not null,
-            peak          integer not null,          -- position in the window
-            activation    double precision not null, -- at the peak
-            positions     text not null,             -- JSON lists of one length: where, and how strongly
-            activations   text not null,
-            primary key (dictionary_id, feature_index, rank),
-            foreign key (dictionary_id, feature_index) references feature (dictionary_id, feature_index),
-            foreign key (dictionary_id, window_id) references text_window (dictionary_id, window_id)
-        )
-    """,
+from sqlalchemy import Connection, inspect
+
+from saescope.store.records import LABEL_NUMBERS, NUMBERS
+
+SORTED = (*NUMBERS, *(f"label_{name}" for name in LABEL_NUMBERS))
+"""Columns that features are sorted and filtered by; each has an index `feature_by_NAME`."""
+
+SCALE = 2**32
+"""`feature_text.id` is `analysis_id * SCALE + feature_index`, so that a full-text hit names its feature."""
+
+EARLY = "0001_initial"
+"""What stores were made with before the first release; nothing reads them any more."""
+
+_SPELLINGS = {
+    "sqlite": {"$id": "integer primary key autoincrement", "$bytes": "blob", "$clustered": "without rowid"},
+    "postgresql": {"$id": "integer generated by default as identity primary key", "$bytes": "bytea", "$clustered": ""},
 }
 
-_metadata = MetaData()
-
-dictionary = Table(
-    "dictionary",
-    _metadata,
-    Column("id", Integer),
-    *(Column(name, Text) for name in ("name", "model", "hook_point", "architecture", "dataset")),
-    *(Column(name, Integer) for name in ("d_in", "d_sae", "context_size")),
-    Column("num_tokens", BigInteger),
-    Column("metrics", Text),
-    Column("details", Text),
+_INDEXES = "\n".join(
+    f"create index feature_by_{name} on feature (analysis_id, {name}, feature_index);" for name in SORTED
 )
 
-feature = Table(
-    "feature",
-    _metadata,
-    Column("dictionary_id", Integer),
-    Column("feature_index", Integer),
-    Column("num_firings", BigInteger),
-    *(Column(name, Double) for name in ("density", "max_activation", "mean_activation")),
-    *(Column(name, Text) for name in ("histogram_edges", "histogram_counts", "top_logits", "bottom_logits")),
-)
-
-label = Table(
-    "label",
-    _metadata,
-    Column("dictionary_id", Integer),
-    Column("feature_index", Integer),
-    Column("text", Text),
-    Column("kind", Text),
-    Column("precision", Double),
-    Column("lift", Double),
-    Column("num_firings", BigInteger),
-)
-
-text_window = Table(
-    "text_window",
-    _metadata,
-    Column("dictionary_id", Integer),
-    Column("window_id", BigInteger),
-    Column("document", Text),
-    Column("document_offset", BigInteger),
-    Column("token_ids", Text),
-    Column("token_texts", Text),
-)
-
-example = Table(
-    "example",
-    _metadata,
-    Column("dictionary_id", Integer),
-    Column("feature_index", Integer),
-    Column("rank", Integer),
-    Column("window_id", BigInteger),
-    Column("peak", Integer),
-    Column("activation", Double),
-    Column("positions", Text),
-    Column("activations", Text),
-)
-
-TABLES = (dictionary, feature, label, text_window, example)  # an order in which rows can be inserted
+MIGRATIONS: dict[str, dict[str, str]] = {
+    "0001_store": {
+        "any": f"""
+create table series (
+    id   $id,
+    name text not null unique
+);
+create table dictionary (
+    id             $id,
+    name           text not null unique,
+    series_id      integer references series (id),
+    model          text not null,
+    hook_point     text not null,            -- where it reads, sources of a crosscoder with commas between
+    hook_point_out text not null,            -- where a transcoder writes, else empty
+    architecture   text not null,
+    d_in           integer not null,
+    d_sae          integer not null,
+    details        text not null             -- JSON object
+);
+create table analysis (
+    id                 $id,                  -- the highest is the one written last
+    dictionary_id      integer not null references dictionary (id),
+    name               text not null,
+    dataset            text not null,
+    context_size       integer not null,     -- tokens per window
+    num_tokens         bigint not null,      -- analysed, special ones excluded
+    num_windows        bigint not null,      -- analysed
+    details            text not null,        -- JSON object: settings
+    created_at         text not null,        -- ISO 8601, UTC
+    num_features       integer not null,     -- rows of feature, text_window and example that belong to it
+    num_stored_windows bigint not null,
+    num_examples       bigint not null,
+    unique (dictionary_id, name)
+);
+create table feature (
+    analysis_id            integer not null references analysis (id),
+    feature_index          integer not null,
+    num_firings            bigint not null,
+    density                double precision not null,  -- share of the tokens on which it fires
+    max_activation         double precision not null,
+    mean_activation        double precision not null,  -- over all tokens
+    std_activation         double precision not null,  -- over all tokens
+    mean_positive          double precision not null,  -- over its firings
+    median_positive        double precision not null,  -- snapped to an edge of the histogram
+    num_windows            bigint not null,            -- in which it fires
+    first_firing           bigint,                     -- numbers of tokens
+    last_firing            bigint,
+    special_share          double precision,           -- share of its firings on special tokens
+    negative_share         double precision,           -- share of its firings below 0
+    decoder_norm           double precision,
+    encoder_norm           double precision,
+    encoder_bias           double precision,
+    encoder_decoder_cosine double precision,
+    logit_mean             double precision,           -- moments of its direct effects on the logits
+    logit_std              double precision,
+    logit_skew             double precision,
+    logit_kurtosis         double precision,
+    map_x                  double precision,           -- its place on the map of decoder rows
+    map_y                  double precision,
+    cluster                integer,
+    label_precision        double precision,           -- the automatic label, and how well it held on other text
+    label_recall           double precision,
+    label_lift             double precision,
+    label_num_firings      bigint,
+    label_kind             text,
+    label                  text,
+    primary key (analysis_id, feature_index)
+) $clustered;
+{_INDEXES}
+create table feature_detail (
+    analysis_id     integer not null,
+    feature_index   integer not null,
+    histogram       text not null,           -- JSON: [edges, counts], edges may be told in short (docs/store.md)
+    bands           text not null,           -- JSON list of [kind, number, low, high, windows, tokens, share]
+    positions       text not null,           -- JSON list: firings by position in the window
+    top_logits      text not null,           -- JSON list of [token id, text, logit]
+    bottom_logits   text not null,
+    logit_histogram text not null,           -- JSON: [edges, counts]
+    neighbours      text not null,           -- JSON object: kind to a list of [feature, value, tokens on both]
+    sources         text not null,           -- JSON list: decoder norms by source of a crosscoder
+    float32         smallint not null,       -- 1: numbers of logits and neighbours stand for the nearest float32
+    primary key (analysis_id, feature_index),
+    foreign key (analysis_id, feature_index) references feature (analysis_id, feature_index)
+);
+create table text_window (
+    analysis_id     integer not null references analysis (id),
+    window_id       bigint not null,
+    document        text not null,
+    document_offset bigint not null,         -- place of the first token in its document
+    text            text not null,           -- JSON string
+    token_ids       text not null,           -- JSON list
+    token_ranges    text not null,           -- JSON list: length of each token in the text, or [start, end]
+    primary key (analysis_id, window_id)
+);
+create table example (
+    analysis_id   integer not null,
+    feature_index integer not null,
+    number        integer not null,          -- from 0, as they were written
+    peak          integer not null,          -- position in the window
+    window_id     bigint not null,
+    activation    double precision not null, -- at the peak
+    num_copies    integer not null,
+    top_rank      integer,                   -- roles: an example can have several
+    quantile_band integer,
+    width_band    integer,
+    negative      text,
+    positions     text not null,             -- JSON lists of one length: where, and how strongly
+    activations   text not null,             -- numbers stand for the nearest float32
+    primary key (analysis_id, feature_index, number),
+    foreign key (analysis_id, feature_index) references feature (analysis_id, feature_index),
+    foreign key (analysis_id, window_id) references text_window (analysis_id, window_id)
+) $clustered;
+create table explanation (
+    id            $id,
+    dictionary_id integer not null references dictionary (id),
+    feature_index integer not null,
+    text          text not null,
+    method        text not null,
+    author        text not null,
+    score         double precision,
+    details       text not null,             -- JSON object
+    created_at    text not null
+);
+create index explanation_of_feature on explanation (dictionary_id, feature_index);
+create table embedding (
+    explanation_id integer not null references explanation (id),
+    embedder       text not null,
+    vector         $bytes not null,          -- float32, little endian
+    primary key (explanation_id, embedder)
+);
+create table tag (
+    dictionary_id integer not null references dictionary (id),
+    feature_index integer not null,
+    name          text not null,
+    primary key (dictionary_id, feature_index, name)
+);
+create index tag_by_name on tag (dictionary_id, name, feature_index);
+create table bookmark (
+    dictionary_id integer not null references dictionary (id),
+    feature_index integer not null,
+    created_at    text not null,
+    primary key (dictionary_id, feature_index)
+);
+create table note (
+    id            $id,
+    dictionary_id integer not null references dictionary (id),
+    feature_index integer not null,
+    text          text not null,
+    author        text not null,
+    created_at    text not null
+);
+create index note_of_feature on note (dictionary_id, feature_index);
+create table evaluation (
+    id            $id,
+    dictionary_id integer not null references dictionary (id),
+    study         text not null,
+    metric        text not null,
+    value         double precision,          -- null where it is undefined
+    low           double precision,          -- its interval
+    high          double precision,
+    variant       text not null,
+    code_version  text not null,
+    details       text not null,             -- JSON object
+    created_at    text not null
+);
+create index evaluation_of_dictionary on evaluation (dictionary_id, study, metric);
+create table training_run (
+    id            $id,
+    dictionary_id integer not null references dictionary (id),
+    settings      text not null,             -- JSON object: the resolved recipe
+    metrics       text not null,             -- JSON object
+    code_version  text not null,
+    created_at    text not null
+);
+create index training_run_of_dictionary on training_run (dictionary_id);
+""",
+        # Words are cut and lowered by saescope (words.py), with blanks between, so that both databases find the same.
+        # FTS5's ascii tokenizer takes every other character as part of a word: it cuts at those blanks and nowhere else.
+        "sqlite": """
+create table feature_text (
+    id            integer primary key,       -- analysis_id * 4294967296 + feature_index
+    analysis_id   integer not null,
+    feature_index integer not null,
+    words         text not null,             -- of label, explanations, and tokens on which the top examples fire
+    unique (analysis_id, feature_index),
+    foreign key (analysis_id, feature_index) references feature (analysis_id, feature_index)
+);
+create virtual table feature_search using fts5 (
+    words, content = 'feature_text', content_rowid = 'id', tokenize = "ascii tokenchars '_'", detail = none, columnsize = 0
+);
+create trigger feature_text_added after insert on feature_text begin
+    insert into feature_search (rowid, words) values (new.id, new.words);
+end;
+create trigger feature_text_removed after delete on feature_text begin
+    insert into feature_search (feature_search, rowid, words) values ('delete', old.id, old.words);
+end;
+create trigger feature_text_changed after update on feature_text begin
+    insert into feature_search (feature_search, rowid, words) values ('delete', old.id, old.words);
+    insert into feature_search (rowid, words) values (new.id, new.words);
+end;
+""",
+        "postgresql": """
+create table feature_text (
+    id            bigint primary key,
+    analysis_id   integer not null,
+    feature_index integer not null,
+    words         text not null,
+    search        tsvector generated always as (array_to_tsvector(string_to_array(words, ' '))) stored,
+    unique (analysis_id, feature_index),
+    foreign key (analysis_id, feature_index) references feature (analysis_id, feature_index)
+);
+create index feature_text_search on feature_text using gin (search);
+create index example_of_window on example (analysis_id, window_id);
+""",
+    },
+}
 
 
 def applied_migrations(connection: Connection) -> list[str] | None:
     """Names of the migrations this database has seen, in order; `None` if it holds other people's tables only."""
     tables = inspect(connection).get_table_names()
     if "migration" in tables:
-        return list(connection.scalars(text("select name from migration order by name")))
+        return list(connection.exec_driver_sql("select name from migration order by name").scalars())
     return None if tables else []
 
 
 def migrate(connection: Connection) -> None:
     """Apply what is missing. The caller holds a write transaction, so two processes cannot do it at once."""
-    connection.execute(text("create table if not exists migration (name text primary key)"))
+    connection.exec_driver_sql("create table if not exists migration (name text primary key)")
     applied = applied_migrations(connection) or []
     for name, script in MIGRATIONS.items():
-        if name not in applied:
-            for statement in script.split(";"):
-                connection.execute(text(statement))
-            connection.execute(text("insert into migration (name) values (:name)"), {"name": name})
+        if name in applied:
+            continue
+        for dialect in ("any", connection.dialect.name):
+            for statement in statements(script.get(dialect, ""), connection.dialect.name):
+                connection.exec_driver_sql(statement)
+        connection.exec_driver_sql(f"insert into migration (name) values ('{name}')")
+
+
+def statements(script: str, dialect: str) -> Iterator[str]:
+    """The statements of a script one by one, in the spelling of one database. A trigger is one, with those inside."""
+    for name, spelling in _SPELLINGS[dialect].items():
+        script = script.replace(name, spelling)
+    lines: list[str] = []
+    for line in script.strip().splitlines():
+        lines.append(line)
+        if line.endswith(";") and sqlite3.complete_statement("\n".join(lines)):
+            yield "\n".join(lines).removesuffix(";")
+            lines = []

@@ -1,88 +1,117 @@
-"""Writing one analysed dictionary: rows in batches, read from iterables once, inside the caller's transaction."""
+"""Writing one analysis: rows in batches, read from iterables once, inside the caller's transaction."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import Any
 
-from sqlalchemy import Connection, Table, delete, func, insert, select
+from sqlalchemy import Connection, update
 
-from saescope.store import schema
-from saescope.store.records import DictionaryRecord, Example, FeatureRecord, Window
-from saescope.store.rows import Row, dictionary_row, example_row, feature_row, label_row, window_row
+from saescope.store import tables
+from saescope.store.bulk import BATCH, insert_row, insert_rows
+from saescope.store.evaluations import add_evaluations, add_run
+from saescope.store.places import make_place
+from saescope.store.records import (
+    AnalysisRecord,
+    DictionaryRecord,
+    EvaluationResult,
+    Example,
+    Feature,
+    TrainingRun,
+    Window,
+)
+from saescope.store.rows import analysis_row, detail_values, example_row, feature_row, window_row
+from saescope.store.search_index import index_words
 
-BATCH = 1000  # rows per statement: enough that the round trip does not count, little enough to stay small in memory
 
-
-def write_dictionary(
+def write_analysis(
     connection: Connection,
-    record: DictionaryRecord,
-    features: Iterable[FeatureRecord],
+    dictionary: DictionaryRecord,
+    analysis: AnalysisRecord,
+    features: Iterable[Feature],
     windows: Iterable[Window],
     examples: Iterable[Example],
     *,
+    evaluations: Iterable[EvaluationResult],
+    run: TrainingRun | None,
     overwrite: bool,
 ) -> None:
-    row = dictionary_row(record)
-    existing = connection.scalar(select(schema.dictionary.c.id).where(schema.dictionary.c.name == record.name))
-    if existing is not None:
-        if not overwrite:
-            raise ValueError(
-                f"the store already holds a dictionary named {record.name!r}; choose another name, or overwrite it"
-            )
-        _delete(connection, existing)
-    # writers run one at a time, so the next number is free
-    identity = (connection.scalar(select(func.max(schema.dictionary.c.id))) or 0) + 1
-    connection.execute(insert(schema.dictionary).values(id=identity, **row))
+    """See `Store.write`."""
+    values = analysis_row(analysis)
+    dictionary_id = make_place(connection, dictionary, analysis.name, overwrite=overwrite)
+    counts = {"num_features": 0, "num_stored_windows": 0, "num_examples": 0}
+    analysis_id = insert_row(connection, tables.analysis, dictionary_id=dictionary_id, **values, **counts)
 
     # the checks below say in words what a foreign key would say in codes
     known_features: set[int] = set()
     window_sizes: dict[int, int] = {}
+    numbers: dict[int, int] = defaultdict(int)
 
-    def feature_rows() -> Iterator[Row]:
+    def checked_features() -> Iterator[Feature]:
         for feature in features:
-            if not 0 <= feature.index < record.d_sae:
-                raise ValueError(f"feature {feature.index} lies outside the dictionary: d_sae is {record.d_sae}")
-            if feature.index in known_features:
-                raise ValueError(f"feature {feature.index} was given twice")
-            known_features.add(feature.index)
-            if feature.label is not None:
-                labels.append(label_row(feature.index, feature.label))
-            yield feature_row(feature)
+            index = feature.record.index
+            if not 0 <= index < dictionary.d_sae:
+                raise ValueError(f"feature {index} lies outside the dictionary: d_sae is {dictionary.d_sae}")
+            if index in known_features:
+                raise ValueError(f"feature {index} was given twice")
+            known_features.add(index)
+            yield feature
 
-    def window_rows() -> Iterator[Row]:
+    def window_rows() -> Iterator[tuple[Any, ...]]:
         for window in windows:
             if window.id in window_sizes:
-                raise ValueError(f"window {window.id} was given twice; ids are unique within one dictionary")
+                raise ValueError(f"window {window.id} was given twice; ids are unique within one analysis")
             window_sizes[window.id] = len(window.token_ids)
-            yield window_row(window)
+            yield window_row(analysis_id, window)
 
-    def example_rows() -> Iterator[Row]:
+    def example_rows() -> Iterator[tuple[Any, ...]]:
         for example in examples:
-            what = f"example {example.rank} of feature {example.feature}"
+            what = f"an example of feature {example.feature}"
             if example.feature not in known_features:
-                raise ValueError(f"{what} belongs to a feature that was not given")
+                raise ValueError(f"{what} was given, but not the feature")
             if example.window_id not in window_sizes:
                 raise ValueError(f"{what} points into window {example.window_id}, which was not given")
             size = window_sizes[example.window_id]
-            if not all(0 <= position < size for position in example.positions):
-                raise ValueError(f"{what} has positions outside its window of {size} tokens: {list(example.positions)}")
-            yield example_row(example)
+            if not all(0 <= position < size for position in (example.peak, *example.positions)):
+                raise ValueError(
+                    f"{what} has positions outside its window of {size} tokens: peak {example.peak}, "
+                    f"activations at {list(example.positions)}"
+                )
+            number = numbers[example.feature]
+            numbers[example.feature] = number + 1
+            yield example_row(analysis_id, number, example)
 
-    labels: list[Row] = []
-    _insert(connection, schema.feature, identity, feature_rows())
-    _insert(connection, schema.label, identity, labels)
-    _insert(connection, schema.text_window, identity, window_rows())
-    _insert(connection, schema.example, identity, example_rows())
+    insert_features(connection, analysis_id, checked_features())
+    insert_rows(connection, tables.text_window, window_rows())
+    insert_rows(connection, tables.example, example_rows())
+    counts = {
+        "num_features": len(known_features),
+        "num_stored_windows": len(window_sizes),
+        "num_examples": sum(numbers.values()),
+    }
+    connection.execute(update(tables.analysis).where(tables.analysis.c.id == analysis_id).values(**counts))
+    index_words(connection, analysis_id)
+    add_evaluations(connection, dictionary_id, evaluations)
+    if run is not None:
+        add_run(connection, dictionary_id, run)
 
 
-def _delete(connection: Connection, identity: int) -> None:
-    for table in reversed(schema.TABLES):
-        key = table.c.id if table is schema.dictionary else table.c.dictionary_id
-        connection.execute(delete(table).where(key == identity))
-
-
-def _insert(connection: Connection, table: Table, identity: int, rows: Iterable[Row]) -> None:
-    remaining = iter(rows)
+def insert_features(connection: Connection, analysis_id: int, features: Iterable[Feature]) -> None:
+    """Rows of `feature` and of `feature_detail`, in batches so that the iterator is read once."""
+    remaining = iter(features)
     while batch := list(islice(remaining, BATCH)):
-        connection.execute(insert(table), [{"dictionary_id": identity, **row} for row in batch])
+        insert_rows(connection, tables.feature, (feature_row(analysis_id, feature.record) for feature in batch))
+        insert_rows(
+            connection,
+            tables.feature_detail,
+            (
+                (
+                    analysis_id,
+                    feature.record.index,
+                    *detail_values(feature.detail, f"feature {feature.record.index}").values(),
+                )
+                for feature in batch
+            ),
+        )

@@ -14,6 +14,8 @@ from saescope.analysis.python_syntax.text import Spans, Text
 from saescope.analysis.python_syntax.tokens import TokenReader
 from saescope.analysis.python_syntax.tree import TreeReader
 
+BYTES_PER_TOKEN = (len(CLASS_NAMES) + 7) // 8  # one bit per class
+
 
 def syntax_classes(source: str) -> list[Span]:
     """All spans of all classes in ``source``, by start, then end, then class id; offsets count characters of ``source``.
@@ -33,10 +35,9 @@ class SyntaxTable:
     """uint8 ``[num_tokens, ceil(num_classes / 8)]``, as `numpy.packbits` packs the rows."""
 
     def __post_init__(self) -> None:
-        width = (len(CLASS_NAMES) + 7) // 8
-        if self.bits.dtype != np.uint8 or self.bits.ndim != 2 or self.bits.shape[1] != width:
+        if self.bits.dtype != np.uint8 or self.bits.ndim != 2 or self.bits.shape[1] != BYTES_PER_TOKEN:
             raise ValueError(
-                f"a syntax table needs uint8 bits of shape [num_tokens, {width}], not {self.bits.dtype} "
+                f"a syntax table needs uint8 bits of shape [num_tokens, {BYTES_PER_TOKEN}], not {self.bits.dtype} "
                 f"{list(self.bits.shape)}; build it with token_classes()."
             )
 
@@ -120,7 +121,7 @@ _BITS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).a
 
 
 def _no_bits(num_tokens: int) -> np.ndarray:
-    return np.zeros((num_tokens, (len(CLASS_NAMES) + 7) // 8), dtype=np.uint8)
+    return np.zeros((num_tokens, BYTES_PER_TOKEN), dtype=np.uint8)
 
 
 def _next_visible(source: str) -> np.ndarray:

@@ -1,0 +1,82 @@
+"""What a reader of a foreign format gives: records of the store, ready to be written into one.
+
+The long parts are read from the files each time somebody iterates over them, so a feature set of any size can be handed
+on in little memory. Numbers that the format does not know are None; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from saescope.store.records import (
+    AnalysisRecord,
+    DictionaryRecord,
+    EvaluationResult,
+    Example,
+    Explanation,
+    Feature,
+    Note,
+    Window,
+)
+
+if TYPE_CHECKING:
+    from saescope.store import Store
+
+T = TypeVar("T")
+
+
+class Repeatable(Generic[T]):
+    """An iterable that begins anew each time: `make` is called for every iteration."""
+
+    def __init__(self, make: Callable[[], Iterator[T]]) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[T]:
+        return self._make()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSet:
+    """One analysed dictionary as found in files, and what people had written about its features."""
+
+    dictionary: DictionaryRecord
+    analysis: AnalysisRecord
+    features: Iterable[Feature]
+    windows: Iterable[Window]
+    examples: Iterable[Example]
+    explanations: Iterable[tuple[int, Explanation]] = ()
+    """Pairs of a feature's index and what was said about it; tags and notes likewise."""
+    tags: Iterable[tuple[int, str]] = ()
+    notes: Iterable[tuple[int, Note]] = ()
+    bookmarks: Iterable[int] = ()
+    evaluations: tuple[EvaluationResult, ...] = ()
+    remarks: tuple[str, ...] = ()
+    """Sentences for whoever asked: what the files lack, what was left out."""
+
+    def write_to(self, store: Store, *, overwrite: bool = False) -> None:
+        """Write the analysis in one transaction, then what people had written, each entry in one of its own.
+
+        Writing the same set again with `overwrite` adds no explanation, note or evaluation twice. Raises what
+        `Store.write` raises, and `ValueError` for a damaged file; until the analysis is whole nothing is written.
+        """
+        store.write(self.dictionary, self.analysis, self.features, self.windows, self.examples, overwrite=overwrite)
+        name = self.dictionary.name
+        said = {(index, known.text, known.method, known.author) for index, known in store.explanations(name)}
+        for index, explanation in self.explanations:
+            key = (index, explanation.text, explanation.method, explanation.author)
+            if key not in said:
+                said.add(key)
+                store.explain(name, index, explanation)
+        for index, tag in self.tags:
+            store.tag(name, index, tag)
+        for index, note in self.notes:
+            if note.text not in {known.text for known in store.page(name, index).notes}:
+                store.add_note(name, index, note)
+        for index in self.bookmarks:
+            store.bookmark(name, index)
+        measured = {(known.study, known.metric, known.variant) for known in store.evaluations(name)}
+        new = [result for result in self.evaluations if (result.study, result.metric, result.variant) not in measured]
+        if new:
+            store.add_evaluations(name, new)

@@ -1,0 +1,127 @@
+"""Which features a list is about: bounds on numbers, words, a tag, a bookmark, as conditions on a row `f` of `feature`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_args, get_type_hints
+
+from saescope.store.finding import Found, nearest
+from saescope.store.records import LABEL_NUMBERS, NUMBERS, FeatureRecord
+from saescope.store.schema import SCALE
+from saescope.store.words import fts5_query, tsquery, wanted
+
+KEYS = {
+    "index": "feature_index",
+    **{name: name for name in NUMBERS},
+    **{name: f"label_{name}" for name in LABEL_NUMBERS},
+}
+"""What features can be sorted and filtered by, and the column that it means."""
+
+_WHOLE = {"index"} | {
+    name for name, hint in get_type_hints(FeatureRecord).items() if hint is int or int in get_args(hint)
+}
+_LARGEST = 2**63 - 1
+
+Bounds = tuple[float | None, float | None]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One condition, and the query that alone would give the indices of all features that meet it."""
+
+    test: str
+    indices: str
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Conditions that must all hold, with the values they name."""
+
+    conditions: tuple[Condition, ...] = ()
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def column_of(key: str, what: str) -> str:
+    """The column that a key means; `ValueError` with the nearest key where it means none."""
+    if key not in KEYS:
+        raise ValueError(f"features cannot be {what} by {key!r}; {nearest(key, tuple(KEYS), 'the keys are')}")
+    return KEYS[key]
+
+
+def make_filter(
+    found: Found,
+    dialect: str,
+    *,
+    where: Mapping[str, Bounds],
+    search: str | None,
+    tag: str | None,
+    bookmarked: bool,
+) -> Filter:
+    """All conditions of a list."""
+    conditions: list[Condition] = []
+    values: dict[str, Any] = {"analysis_id": found.analysis_id, "dictionary_id": found.dictionary_id}
+    for key, bounds in where.items():
+        column = column_of(key, "filtered")
+        for name, sign, bound in zip(("low", "high"), (">=", "<="), _checked(key, bounds), strict=True):
+            if bound is not None:
+                values[f"{name}_{key}"] = bound
+                conditions.append(_on_feature(f"{column} {sign} :{name}_{key}"))
+    if search is not None:
+        conditions.append(_on_words(dialect))
+        words = wanted(search)
+        if dialect == "sqlite":
+            first = found.analysis_id * SCALE
+            values |= {"words": fts5_query(words), "first_text": first, "last_text": first + SCALE - 1}
+        else:
+            values["words"] = tsquery(words)
+    if tag is not None:
+        values["tag"] = tag
+        conditions.append(_on_set("select feature_index from tag where dictionary_id = :dictionary_id and name = :tag"))
+    if bookmarked:
+        conditions.append(_on_set("select feature_index from bookmark where dictionary_id = :dictionary_id"))
+    return Filter(tuple(conditions), values)
+
+
+def _on_feature(test: str) -> Condition:
+    return Condition(f"f.{test}", f"select feature_index from feature where analysis_id = :analysis_id and {test}")
+
+
+def _on_set(indices: str) -> Condition:
+    return Condition(f"f.feature_index in ({indices})", indices)
+
+
+def _on_words(dialect: str) -> Condition:
+    if dialect == "sqlite":
+        return _on_set(
+            "select rowid - :first_text as feature_index from feature_search "
+            "where feature_search match :words and rowid between :first_text and :last_text"
+        )
+    return _on_set(
+        "select feature_index from feature_text where analysis_id = :analysis_id and search @@ cast(:words as tsquery)"
+    )
+
+
+def _checked(key: str, bounds: Bounds) -> Bounds:
+    """Bounds that both databases compare in the same way: whole numbers for whole numbers, and none at infinity."""
+    try:
+        low, high = bounds
+        if any(bound is not None and math.isnan(bound) for bound in (low, high)):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"the bounds of {key} are {bounds!r}; expected the lowest and the highest, or None for one of them"
+        ) from None
+    if key in _WHOLE:
+        low = None if low is None else _whole(low, math.ceil)
+        high = None if high is None else _whole(high, math.floor)
+    else:
+        low, high = (None if bound is None else float(bound) for bound in (low, high))
+    return low, high
+
+
+def _whole(bound: float, rounded: Any) -> int:
+    if math.isinf(bound):
+        return _LARGEST if bound > 0 else -_LARGEST
+    return max(-_LARGEST, min(_LARGEST, rounded(bound)))
