@@ -70,7 +70,7 @@ def cost(options: argparse.Namespace) -> dict[str, Any]:
     windows = TokenWindows.build(read_documents("bundled"), model.tokenizer, WindowConfig(context_size=128))
     dictionary = TopK(TopKConfig(d_in=256, d_sae=options.d_sae, k=options.k))
     if options.train_tokens:
-        stream = ActivationStream(model, windows, [HOOK]).at(HOOK)
+        stream = ActivationStream(model, windows, [HOOK], batch_size_tokens=2048).at(HOOK)
         train(dictionary, stream, TrainingConfig(num_tokens=options.train_tokens, batch_size_tokens=2048))
     text = LiveText(model, windows, [HOOK], num_tokens=options.tokens)
     warm = LiveText(model, windows, [HOOK], num_tokens=options.warm_tokens)
@@ -98,7 +98,7 @@ def cost(options: argparse.Namespace) -> dict[str, Any]:
 
     def steady() -> None:
         statistics = type(collected.statistics).from_state(state[0])
-        sample = type(collected.sample).from_state(state[1])
+        sample = type(collected.sample).load(state[1])
         first = len(warm)
         with torch.no_grad():
             started = time.perf_counter()

@@ -108,7 +108,7 @@ def test_damaged_and_missing_files_are_named(dictionary, text, tmp_path):
     content = file.read_bytes()
     for bad in (content[: len(content) // 2], b"", b"nothing of the kind"):
         file.write_bytes(bad)
-        with pytest.raises(ValueError, match=r"pass\.npz does not hold"):
+        with pytest.raises(ValueError, match=r"pass\.npz is damaged"):
             Collected.load(file)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["pass.npz"]
 

@@ -191,18 +191,18 @@ def test_analyze_a_transcoder(cli, run_of, recipe, tiny, tmp_path):
         f = dictionary.encode(x)
     with Store.open(store) as opened:
         record = opened.dictionary("topk_skip_transcoder")
-        assert (record.hook_point, record.architecture) == (MLP["hook_point"], "topk_skip_transcoder")
-        features = {feature.index: feature for feature in opened.features("topk_skip_transcoder", limit=64)}
+        assert (record.hook_point, record.hook_point_out) == (MLP["hook_point"], MLP["hook_point_out"])
+        assert record.architecture == "topk_skip_transcoder"
+        pages = list(opened.pages("topk_skip_transcoder"))
+        features = {page.feature.index: page.feature for page in pages}
         assert len(features) == 64
         for index, feature in features.items():
             assert feature.num_firings == pytest.approx(int((f[:, index] > 0).sum()), abs=1)
             assert feature.max_activation == pytest.approx(float(f[:, index].max()), rel=1e-3, abs=1e-4)
-            if feature.num_firings:
-                assert len(feature.top_logits) == len(feature.bottom_logits) == 10
-        assert "no_logit_effects" not in record.details
-        wide = opened.dictionary("transcoder")
-        assert WIDE in wide.details["no_logit_effects"]  # not on the residual stream
-        assert not any(feature.top_logits for feature in opened.features("transcoder", limit=64))
+        assert all(len(page.detail.top_logits) == len(page.detail.bottom_logits) == 20 for page in pages)
+        assert "no_logit_effects" not in opened.analysis("topk_skip_transcoder").details
+        assert WIDE in opened.analysis("transcoder").details["no_logit_effects"]  # not on the residual stream
+        assert not any(page.detail.top_logits for page in opened.pages("transcoder"))
         index = max(features.values(), key=lambda feature: feature.num_firings).index
     ran = cli("features", "topk_skip_transcoder", "--store", store)
     assert ran.code == 0, ran.err
@@ -211,20 +211,24 @@ def test_analyze_a_transcoder(cli, run_of, recipe, tiny, tmp_path):
     assert f"feature {index}" in ran.out
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [("batch_topk_crosscoder", ["crosscoders", "source"]), ("abs_topk", ["abs_topk", "two directions"])],
-)
-def test_analyze_refuses_in_words_what_it_can_not_tell_yet(cli, run_of, tmp_path, name, words):
-    ran = cli("analyze", run_of(name), "--store", tmp_path / "features.db")
-    assert ran.code == 2
-    assert ran.err.startswith("saescope: ")
-    assert ran.err.count("\n") == 1
-    assert "Traceback" not in ran.out + ran.err
-    for word in words:
-        assert word in ran.err
-    ran = cli("features", "small", "--store", tmp_path / "features.db")
-    assert ran.code == 2  # nothing was stored
+@pytest.mark.parametrize("name", ["batch_topk_crosscoder", "abs_topk"])
+def test_analyze_several_sources_and_two_directions(cli, run_of, tmp_path, name):
+    store = tmp_path / "features.db"
+    ran = cli("analyze", run_of(name), "--store", store, "--name", name)
+    assert ran.code == 0, ran.err
+    with Store.open(store) as opened:
+        pages = list(opened.pages(name))
+        index = max(pages, key=lambda page: page.feature.num_firings).feature.index
+    if name == "abs_topk":
+        assert any(value < 0 for page in pages for example in page.all_examples for value in example.activations)
+        assert all(page.feature.negative_share is not None for page in pages)
+    else:
+        dictionary = load_dictionary(run_of(name) / "dictionary")
+        norms = dictionary.source_norms
+        assert all(page.detail.sources == pytest.approx(norms[page.feature.index].tolist()) for page in pages)
+    ran = cli("show", "feature", name, index, "--store", store)
+    assert ran.code == 0, ran.err
+    assert f"feature {index}" in ran.out
 
 
 HERE, THERE = "blocks.0.hook_mlp_in", "blocks.0.hook_mlp_out"

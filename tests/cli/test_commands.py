@@ -62,7 +62,7 @@ def test_analyze_then_list_then_show(cli, trained, tmp_path):
     ran = cli("features", "small", "--store", store, "--limit", "5")
     assert ran.code == 0, ran.err
     with Store.open(store) as opened:
-        feature = opened.features("small", limit=1)[0]
+        feature = opened.features("small", limit=1).features[0]
     assert str(feature.index) in ran.out
     ran = cli("show", "feature", "small", feature.index, "--store", store)
     assert ran.code == 0, ran.err
@@ -77,7 +77,7 @@ def test_analyze_then_list_then_show(cli, trained, tmp_path):
     assert "--overwrite" in ran.err
     assert cli("analyze", trained, "--store", store, "--overwrite", "--num-tokens", 500).code == 0
     with Store.open(store) as opened:
-        assert opened.dictionary("small").num_tokens <= 500
+        assert opened.analysis("small").num_tokens <= 500
 
 
 def test_a_model_of_masked_tokens_is_measured_without_a_loss(cli, trained, tiny, tmp_path):

@@ -15,7 +15,7 @@ import pytest
 from saescope.cli.demo import DENSITY_RANGE, draw_features, is_well_labelled
 from saescope.cli.recipe import load_recipe
 from saescope.dictionaries import load_dictionary
-from saescope.store import DictionaryRecord, FeatureRecord, Histogram, Label, Store
+from saescope.store import AnalysisRecord, DictionaryRecord, Feature, FeatureRecord, Label, Store
 
 ROOT = Path(__file__).parents[2]
 SHRUNK = [
@@ -100,27 +100,20 @@ def test_the_recipe_is_what_the_demo_promises():
 
 def feature(index: int, density: float, **label: object) -> FeatureRecord:
     return FeatureRecord(
-        index=index, num_firings=10, density=density, max_activation=1.0, mean_activation=0.5,
-        histogram=Histogram(edges=(), counts=()), top_logits=(), bottom_logits=(),
+        index=index,
+        num_firings=10,
+        density=density,
+        max_activation=1.0,
         label=Label(**{"text": "x", "kind": "tokens", "precision": 0.9, "lift": 20.0, "num_firings": 5, **label}),
-    )  # fmt: skip
+    )
 
 
 def test_features_are_drawn_by_lot_within_the_range(tmp_path):
     densities = np.geomspace(1e-6, 0.5, 200)
-    record = DictionaryRecord(
-        name="d",
-        model="m",
-        hook_point="h",
-        architecture="topk",
-        dataset="t",
-        d_in=4,
-        d_sae=200,
-        context_size=8,
-        num_tokens=9,
-    )
+    record = DictionaryRecord(name="d", model="m", hook_point="h", architecture="topk", d_in=4, d_sae=200)
+    analysis = AnalysisRecord(dataset="t", context_size=8, num_tokens=9)
     with Store.open(tmp_path / "f.db") as store:
-        store.write(record, [feature(i, float(d)) for i, d in enumerate(densities)], [], [])
+        store.write(record, analysis, [Feature(record=feature(i, float(d))) for i, d in enumerate(densities)], [], [])
         drawn = draw_features(store, "d", seed=0)
         assert [f.index for f in drawn] == [f.index for f in draw_features(store, "d", seed=0)]
         assert [f.index for f in drawn] != [f.index for f in draw_features(store, "d", seed=1)]

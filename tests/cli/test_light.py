@@ -12,7 +12,16 @@ HEAVY = ("torch", "transformers", "fastapi", "sqlalchemy", "numpy", "datasets", 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["show", "--help"], ["train", "--help"], ["cache", "--help"], ["show", "feature", "--help"]],
+    [
+        ["--help"],
+        ["show", "--help"],
+        ["train", "--help"],
+        ["cache", "--help"],
+        ["show", "feature", "--help"],
+        ["features", "--help"],
+        ["store", "import", "--help"],
+        ["export", "neuronpedia", "--help"],
+    ],
 )
 def test_help_loads_nothing_heavy(arguments):
     program = (

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-COMMANDS = ["", "demo", "train", "cache", "eval", "analyze", "features", "show feature", "model"]
+COMMANDS = [
+    "", "demo", "train", "cache", "eval", "analyze", "features", "show feature", "show dictionary", "store info",
+    "store merge", "store export", "store import", "store delete", "export neuronpedia", "model",
+]  # fmt: skip
 
 
 def page() -> str:

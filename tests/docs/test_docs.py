@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,31 @@ def test_the_page_of_caches_runs(tmp_path):
         ran = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert ran.returncode == 0, ran.stderr
     assert (tmp_path / "runs" / "deeper" / "dictionary" / "cfg.json").exists()
+
+
+def test_the_page_of_analysis_runs(tmp_path):
+    """Its commands on a small run, its settings, and its Python as it stands."""
+    page = "docs/analysis.md"
+    small = (
+        "saescope train demo -o windows.max_tokens=20000 -o training.num_tokens=4096 -o dictionary.d_sae=256 "
+        "-o stream.buffer_size_tokens=4096"
+    )
+    (tmp_path / "notes.jsonl").write_text(
+        "".join(json.dumps({"text": f"note {n}: " + "x = 1 " * 90}) + "\n" for n in range(40))
+    )
+    first, shards = code_blocks("sh", page)
+    for command in [small, *first.strip().splitlines(), *shards.strip().splitlines()]:
+        arguments = [sys.executable, "-m", *shlex.split(command, comments=True)]
+        ran = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert ran.returncode == 0, (command, ran.stderr)
+    (settings,) = code_blocks("toml", page)
+    (tmp_path / "analysis.toml").write_text(settings)
+    from saescope.cli.analysis_file import read_analysis_file
+
+    file = read_analysis_file(tmp_path / "analysis.toml", {})
+    assert (file.analysis, file.num_tokens, file.settings["num_bands"]) == ("long", 5_000_000, 8)
+    printed = run_python("\n".join(code_blocks("python", page)), tmp_path)
+    assert len(printed.splitlines()) == 4
 
 
 def test_the_page_of_architectures_runs(tmp_path):

@@ -8,13 +8,21 @@ from typing import Any
 
 import pytest
 
-from saescope.store import (
+from saescope.store import Store
+from saescope.store.records import (
+    AnalysisRecord,
+    Band,
     DictionaryRecord,
+    EvaluationResult,
     Example,
+    Explanation,
+    Feature,
+    FeatureDetail,
     FeatureRecord,
     Histogram,
     Label,
-    Store,
+    Neighbour,
+    Note,
     TokenLogit,
     Window,
 )
@@ -45,58 +53,96 @@ def browser(missing: Callable[[str, str], None]) -> Iterator[Any]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    """Feature 3 is labelled and busy, 5 has texts that attack the page, 7 is dead."""
+    """Feature 3 is labelled and busy, 5 has texts that attack the page, 7 is dead, 9 has negative activations."""
     record = DictionaryRecord(
         name="tiny <b>topk</b>",
         model="models/gpt-tiny",
         hook_point="transformer.h.1.output",
         architecture="topk",
-        dataset="stdlib & more",
         d_in=64,
         d_sae=4096,
-        context_size=60,
-        num_tokens=1_234_567,
-        metrics={"explained_variance": 0.87654},
     )
+    analysis = AnalysisRecord(dataset="stdlib & more", context_size=60, num_tokens=1_234_567)
     text = ["def", " first", "(", "self", ")", ":\n", "    ", "return", " self", "."] * 6
     attack = ["<script>", "alert(1)", "</script>", "<img src=x onerror=alert(2)>", "&amp;", "\x00", "\t", '"', "\u202e"]
     windows = [
-        Window(id=0, document="json.decoder", offset=1000, token_ids=tuple(range(60)), token_texts=tuple(text)),
-        Window(id=1, document="</style><script>", offset=0, token_ids=tuple(range(9)), token_texts=tuple(attack)),
-    ]
-    label = Label(text="the token “self”", kind="tokens", precision=0.97412, lift=61.34, num_firings=4120)
+        Window.of_texts(id=0, document="json.decoder", offset=1000, token_ids=range(60), token_texts=text),
+        Window.of_texts(id=1, document="</style><script>", offset=0, token_ids=range(9), token_texts=attack),
+        # a character that two tokens share
+        Window(id=2, document="漢", offset=0, text="a漢b", token_ids=(1, 21, 22, 4),
+               token_ranges=((0, 1), (1, 2), (1, 2), (2, 3))),
+        *(Window.of_texts(id=i, document="other", offset=0, token_ids=range(60), token_texts=text) for i in range(3, 16)),
+    ]  # fmt: skip
+    label = Label(text="the token “self”", kind="tokens", precision=0.97412, recall=0.5, lift=61.34, num_firings=4120)
     logits = tuple(TokenLogit(token_id=i, text=t, logit=2.5 - i) for i, t in enumerate([" self", "\n", "<script>"]))
+    busy: dict[str, Any] = {
+        "bands": tuple(
+            Band(kind="quantile", number=n, low=low, high=low + 5, num_windows=7 + n, num_tokens=2160, share=0.5)
+            for n, low in enumerate([0.0, 5.0])
+        ),
+        "positions": (100, 50, 0),
+        "logit_histogram": Histogram(edges=(-2.0, 0.0, 3.0), counts=(70, 50)),
+        "neighbours": {
+            "decoder": (Neighbour(feature=5, value=0.875), Neighbour(feature=77, value=0.5)),
+            "firing": (Neighbour(feature=9, value=0.25, num_both=1234),),
+        },
+    }
     features = [
-        FeatureRecord(
-            index=index,
-            num_firings=firings,
-            density=firings / 1_234_567,
-            max_activation=strongest,
-            mean_activation=strongest / 2,
-            histogram=Histogram(edges=(0.0, 5.0, 10.0), counts=(firings, 0)),
-            top_logits=logits,
-            bottom_logits=logits[::-1],
-            label=label if index == 3 else None,
+        Feature(
+            record=FeatureRecord(
+                index=index,
+                num_firings=firings,
+                density=firings / 1_234_567,
+                max_activation=strongest,
+                mean_positive=strongest / 2,
+                median_positive=strongest / 4,
+                decoder_norm=1.25 if index == 3 else None,
+                negative_share=0.5 if index == 9 else None,
+                label=label if index == 3 else None,
+            ),
+            detail=FeatureDetail(
+                histogram=Histogram(edges=(0.0, 5.0, 10.0, 20.0), counts=(firings, firings // 9, 0)),
+                top_logits=logits,
+                bottom_logits=logits[::-1],
+                **(busy if index == 3 else {}),
+            ),
         )
-        for index, firings, strongest in [(3, 4321, 10.0), (5, 9, 4.0), (7, 0, 0.0)]
+        for index, firings, strongest in [(3, 4321, 10.0), (5, 9, 4.0), (7, 0, 0.0), (9, 20, 8.0)]
     ]
+    peaks = [0, 3, 8, 13, 18, 23, 28, 33, 38, 48]
     examples = [
         Example(
             feature=3,
-            rank=rank,
-            window_id=0,
+            window_id=0 if rank == 0 else rank + 2,
             peak=peak,
             activation=10.0 - rank,
             positions=(peak, 59),
             values=(10.0 - rank, 1.25),
+            num_copies=4 if rank == 1 else 1,
+            top_rank=rank,
+            quantile_band=1 if rank in (0, 2) else None,
         )
-        for rank, peak in enumerate([0, 3, 8, 13, 18, 23, 28, 33, 38, 48])
+        for rank, peak in enumerate(peaks)
     ]
-    examples.append(
-        Example(feature=5, rank=0, window_id=1, peak=0, activation=4.0, positions=(0, 3), values=(4.0, 0.1))
-    )
+    examples += [
+        Example(feature=3, window_id=12, peak=7, activation=2.5, positions=(7,), values=(2.5,), quantile_band=0),
+        Example(feature=3, window_id=13, peak=3, activation=0.0, positions=(), values=(), negative="near_miss"),
+        Example(feature=3, window_id=14, peak=0, activation=0.0, positions=(), values=(), negative="silent"),
+        Example(feature=5, window_id=1, peak=0, activation=4.0, positions=(0, 3), values=(4.0, 0.1), top_rank=0),
+        Example(
+            feature=9, window_id=2, peak=2, activation=-8.0, positions=(1, 2, 3), values=(0.5, -8.0, -1.0), top_rank=0
+        ),
+    ]
+    results = [
+        EvaluationResult(study="reconstruction", metric="explained_variance", value=0.87654, low=0.875, high=0.8775)
+    ]
     with Store.open(tmp_path / "features.db") as store:
-        store.write(record, features, windows, examples)
+        store.write(record, analysis, features, windows, examples, evaluations=results)
+        name = record.name
+        store.explain(name, 3, Explanation(text="a <i>receiver</i>", method="detection", author="judge", score=0.8125))
+        store.tag(name, 3, "syntax <u>")
+        store.bookmark(name, 3)
+        store.add_note(name, 3, Note(text="compare <s>5</s>", author="Ann"))
         yield store
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,14 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1280, 360])
 def test_it_opens_from_disk_and_everyone_can_read_it(
     browser: Any, store: Store, tmp_path: Path, evaluation: dict[str, Any], plot: Path, width: int, scheme: str
 ) -> None:
     from axe_playwright_python.sync_playwright import Axe
 
     file = tmp_path / "report.html"
-    write_report(store, None, [3, 5, 7], file, evaluation=evaluation, plots={"Loss over time": plot})
+    write_report(store, None, [3, 5, 7, 9], file, evaluation=evaluation, plots={"Loss over time": plot})
     context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 844})
     page = context.new_page()
     said: list[str] = []
@@ -32,7 +33,7 @@ def test_it_opens_from_disk_and_everyone_can_read_it(
     page.goto(file.as_uri())
 
     assert page.title() == "tiny <b>topk</b> · saescope"
-    assert page.locator("article").count() == 3
+    assert page.locator("article").count() == 4
     assert page.evaluate("document.querySelector('img').naturalWidth") > 0
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor").startswith("rgb(22,")
@@ -45,7 +46,12 @@ def test_it_opens_from_disk_and_everyone_can_read_it(
     assert context_box.bounding_box()["height"] > before
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
-    page.locator("summary").first.click()  # what was folded is checked too
+    for summary in page.locator("summary").all():  # what was folded is checked too
+        summary.click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    ticks = page.locator("#feature-3 .ticks").first.locator("span").all()
+    boxes = [tick.bounding_box() for tick in ticks]
+    assert all(left["x"] + left["width"] <= right["x"] for left, right in pairwise(boxes))  # none over another
     result = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21aa"]})
     serious = [
         (violation["id"], [node["html"] for node in violation["nodes"]])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from saescope.analysis.array_file import read_arrays, write_arrays
 from saescope.analysis.cofiring import TokenSample
 from saescope.analysis.config import AnalysisConfig
 from saescope.analysis.neighbours import nearest_rows
@@ -70,16 +70,7 @@ class Collected:
         arrays |= {f"sample.{name}": array for name, array in self.sample.state().items()}
         about = {"settings": self.settings, "done": self.done, "of": self.of}
         arrays["about"] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        try:
-            with beside.open("wb") as file:
-                np.savez(file, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        write_arrays(path, arrays)
 
     @classmethod
     def load(cls, path: Path) -> Collected:
@@ -88,9 +79,8 @@ class Collected:
             FileNotFoundError: no such file.
             ValueError: not a file of :meth:`save`, or damaged.
         """
+        arrays = read_arrays(path)
         try:
-            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-                arrays = dict(file)
             about = json.loads(arrays.pop("about").tobytes())
             parts: dict[str, dict[str, np.ndarray]] = {"statistics": {}, "sample": {}}
             for name, array in arrays.items():
@@ -103,10 +93,8 @@ class Collected:
                 [(first, last) for first, last in about["done"]],
                 (about["of"][0], about["of"][1]),
             )
-        except FileNotFoundError:
-            raise FileNotFoundError(f"there are no statistics at {path}") from None
-        except Exception as error:  # zip, NumPy, JSON and our own checks: whatever a damaged file sets off
-            raise ValueError(f"{path} does not hold the statistics of an analysis, or is damaged ({error})") from error
+        except KeyError as error:
+            raise ValueError(f"{path} does not hold the statistics of an analysis: {error} is missing") from error
 
 
 @torch.no_grad()
@@ -136,7 +124,7 @@ def collect(
         "dictionary": checksum(dictionary),
         "windows": fingerprint(text),
         "cofiring tokens": config.num_cofiring_tokens,
-        **asdict(config.statistics),
+        **asdict(config.statistics(dictionary.d_sae)),
     }
     collected = None
     if checkpoint is not None and checkpoint.exists():
@@ -148,7 +136,7 @@ def collect(
     if collected is None:
         # windows in which the nearest feature fires and the feature does not are its near misses
         nearest = nearest_rows(dictionary.W_dec, 1).indices[:, 0]
-        statistics = FeatureStatistics(dictionary.d_sae, config.statistics, nearest=nearest)
+        statistics = FeatureStatistics(dictionary.d_sae, config.statistics(dictionary.d_sae), nearest=nearest)
         sample = TokenSample(dictionary.d_sae, num_tokens=config.num_cofiring_tokens, seed=config.seed)
         collected = Collected(statistics, sample, settings, [], of)
     start = collected.done[0][1] if collected.done else of[0]

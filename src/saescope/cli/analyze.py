@@ -20,20 +20,20 @@ def analyze(
         Path | None, typer.Argument(help="A dictionary's folder, the folder of a run, or a TOML file with the options.")
     ] = None,
     store: Annotated[
-        str | None, typer.Option(help="File or database. [default: $SAESCOPE_STORE or features.db]")
+        str | None, typer.Option(help="File or database. \\[default: $SAESCOPE_STORE or features.db]")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name in the store. [default: the run's]")] = None,
-    analysis: Annotated[str | None, typer.Option(help="Name of this analysis. [default: default]")] = None,
+    name: Annotated[str | None, typer.Option(help="Name in the store. \\[default: the run's]")] = None,
+    analysis: Annotated[str | None, typer.Option(help="Name of this analysis. \\[default: default]")] = None,
     series: Annotated[str | None, typer.Option(help="Project that the dictionary belongs to.")] = None,
     model: Annotated[str | None, typer.Option(help="Model, if not the one it was trained on.")] = None,
     hook_point: Annotated[str | None, typer.Option(help="Hook point, if not the one it was trained on.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Data set, if not the one of its run.")] = None,
-    column: Annotated[str | None, typer.Option(help="Column that holds the text. [default: text]")] = None,
+    column: Annotated[str | None, typer.Option(help="Column that holds the text. \\[default: text]")] = None,
     cache: Annotated[
         Path | None, typer.Option(help="Read activations from this cache; the model only says what tokens mean.")
     ] = None,
-    num_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to analyze. [default: the run's]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Decides which windows are drawn. [default: 0]")] = None,
+    num_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to analyze. \\[default: the run's]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides which windows are drawn. \\[default: 0]")] = None,
     only: Annotated[
         str | None, typer.Option(metavar="logits", help="Compute the logit effects of a stored analysis anew, no more.")
     ] = None,

@@ -8,9 +8,11 @@ from saescope.cli.analyze import analyze
 from saescope.cli.cache import cache
 from saescope.cli.demo import demo
 from saescope.cli.eval import evaluate
+from saescope.cli.export import export
 from saescope.cli.features import features
 from saescope.cli.model import model
 from saescope.cli.show import show
+from saescope.cli.store import store
 from saescope.cli.train import train
 
 app = typer.Typer(
@@ -28,4 +30,6 @@ app.command(name="eval")(evaluate)
 app.command()(analyze)
 app.command()(features)
 app.add_typer(show, name="show")
+app.add_typer(store, name="store")
+app.add_typer(export, name="export")
 app.command(name="model")(model)

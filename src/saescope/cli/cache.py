@@ -17,7 +17,7 @@ def cache(
         str | None, typer.Argument(help="A recipe in TOML, or the name of one that comes with saescope (demo).")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", help="Folder of the cache. [default: the recipe's key cache]")
+        Path | None, typer.Option("--output", help="Folder of the cache. \\[default: the recipe's key cache]")
     ] = None,
     override: Annotated[
         list[str] | None, typer.Option("-o", "--set", metavar="KEY=VALUE", help="Override, e.g. model.name=gpt2.")

@@ -13,9 +13,9 @@ def evaluate(
     model: Annotated[str | None, typer.Option(help="Model, if not the one it was trained on.")] = None,
     hook_point: Annotated[str | None, typer.Option(help="Hook point, if not the one it was trained on.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Data set, if not the one of its run.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split of the data set. [default: held_out]")] = None,
-    column: Annotated[str | None, typer.Option(help="Column that holds the text. [default: text]")] = None,
-    num_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to evaluate on. [default: the run's]")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the data set. \\[default: held_out]")] = None,
+    column: Annotated[str | None, typer.Option(help="Column that holds the text. \\[default: text]")] = None,
+    num_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to evaluate on. \\[default: the run's]")] = None,
     plugin: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="Python file that registers an architecture of your own.")
     ] = None,

@@ -13,7 +13,7 @@ def train(
         list[str], typer.Argument(help="Recipes in TOML, or names of those that come with saescope (demo).")
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", help="Folder of the run, or of all runs. [default: runs/NAME]")
+        Path | None, typer.Option("--output", help="Folder of the run, or of all runs. \\[default: runs/NAME]")
     ] = None,
     override: Annotated[
         list[str] | None, typer.Option("-o", "--set", metavar="KEY=VALUE", help="Override, e.g. training.lr=1e-3.")

@@ -20,7 +20,8 @@ from markupsafe import Markup
 
 from saescope import __version__
 from saescope.store import Store
-from saescope.web import drawing, numbers
+from saescope.web import bins, drawing, numbers
+from saescope.web.further import further_numbers
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -33,20 +34,29 @@ def write_report(
     *,
     evaluation: Mapping[str, Any] | None = None,
     plots: Mapping[str, Path] = {},
+    analysis: str | None = None,
 ) -> None:
     """Write features `indices` of dictionary `name` to the HTML file `path`, replacing it only when all is well.
+
+    They are shown as `analysis` found them, by default the one written last.
 
     `evaluation` is `{"rows": [{"name", "value", "target", "met"}, ...]}`, where value and target are numbers or words
     and target and met may be `None`; `plots` gives a PNG file for each caption. Raises `ValueError` for a dictionary or
     a feature that the store does not hold, and for a plot that is no PNG.
     """
     record = store.dictionary(name)
+    pages = [store.page(record.name, index, analysis=analysis) for index in indices]
     html = (
         _environment()
         .get_template("report.html")
         .render(
             record=record,
-            pages=[store.page(record.name, index) for index in indices],
+            analysis=store.analysis(record.name, analysis),
+            pages=pages,
+            linked={page.feature.index for page in pages},
+            labels={page.feature.index: page.feature.label.text for page in pages if page.feature.label},
+            signed=any(page.feature.negative_share for page in pages),
+            evaluations=store.evaluations(record.name),
             rows=[_evaluation_row(row) for row in (evaluation or {}).get("rows", [])],
             plots={caption: _data_uri(file) for caption, file in plots.items()},
             style=Markup((files("saescope.web") / "static" / "report.css").read_text(encoding="utf-8")),
@@ -72,7 +82,15 @@ def _environment() -> Environment:
         met_words=numbers.met_words,
         visible=drawing.visible,
     )
-    environment.globals.update(shade=drawing.shade, excerpt=drawing.excerpt, chart=drawing.chart)
+    environment.globals.update(
+        shade=drawing.shade,
+        excerpt=drawing.excerpt,
+        chart=drawing.chart,
+        position_chart=drawing.position_chart,
+        bands_of=bins.bands_of,
+        reach=bins.reach,
+        further_numbers=further_numbers,
+    )
     return environment
 
 
