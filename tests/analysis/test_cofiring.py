@@ -184,6 +184,23 @@ def test_as_many_tokens_as_there_is_room_for(fires, num_tokens, num_firings):
     assert sample_of(fires, num_tokens, num_firings=num_firings).state()["places"].tolist() == expected.tolist()
 
 
+def test_no_token_takes_the_place_of_one_that_was_too_large():
+    """Where firings are what there is no room for, what comes later and is smaller is not let in either."""
+    fires = np.random.default_rng(0).random((200, 40)) < np.random.default_rng(1).random((200, 1))
+    whole = sample_of(fires, num_firings=300)
+    assert len(whole.state()["features"]) <= 300
+    for seed in range(10):
+        order = np.random.default_rng(seed).permutation(200)
+        one, *parts = (TokenSample(40, 1000, num_firings=300) for _ in range(3))
+        for begin in range(0, 200, 10):
+            tokens = order[begin : begin + 10]
+            for sample in (one, parts[begin % 20 // 10]):
+                sample.update(tokens, codes_of(fires[tokens]))
+        parts[0].merge(parts[1])
+        assert_same(one, whole)
+        assert_same(parts[0], whole)
+
+
 def test_memory_is_bounded_also_where_much_fires():
     fires = random_fires(2000, 50, density=0.9)
     sample = TokenSample(50, 1000, num_firings=4000)

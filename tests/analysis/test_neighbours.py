@@ -81,6 +81,11 @@ def test_a_row_of_zeros_has_no_neighbours_and_is_nobodys():
     np.testing.assert_array_equal(
         near.cosines, [[0, -1, np.nan], [np.nan] * 3, [0, -1, np.nan], [0, 0, np.nan]]
     )  # negative cosines come last, ahead of none
+    many = normal(60, 5)
+    many[[0, 41]] = 0
+    near = nearest_rows(many, 4, chunk_rows=25)
+    assert (near.indices[[0, 41]] == -1).all()
+    np.testing.assert_array_equal(near.indices, brute_force(many, 4)[0])
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 2])

@@ -20,12 +20,14 @@ from typing import Literal
 import numpy as np
 import torch
 
+from saescope.analysis.hashing import place_priorities, salts
 from saescope.dictionaries.codes import SparseCodes
 from saescope.kernels import FlatCodes
 
 NUM_TOKENS = 1 << 17
 NUM_FIRINGS = 1 << 24
 MIN_FIRINGS = 5
+_OF_TOKEN = 8  # what the hash is for; the samples of ``statistics.py`` have smaller numbers
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class TokenSample:
 
     It holds the tokens of smallest hash: as many as ``num_tokens``, or fewer where they would have more than
     ``num_firings`` firings together (with an L0 above 128, by the default numbers). Beside them up to a quarter as many are
-    held until they are sorted out. A firing takes 2 bytes, or 4 with more than 65,536 features: at most 80 MiB or 160 MiB.
+    held until they are sorted out. A firing takes 2 bytes, or 4 with more than 65,536 features: at most 40 MiB or 80 MiB by
+    the default numbers, and three times that while they are sorted out.
 
     A token's *place* is its number among all analysed tokens, the same in whatever pieces the text is read.
 
@@ -86,7 +89,7 @@ class TokenSample:
         self.d_sae, self.num_tokens, self.seed, self.num_firings = d_sae, num_tokens, seed, num_firings
         self.num_seen = 0
         """Tokens given so far."""
-        self._key = _mixed(np.array([seed], dtype=np.uint64))[0]
+        self._salt = salts(seed, _OF_TOKEN, 1)
         self._limit = np.uint64(2**64 - 1)  # the least hash that has no place in the sample
         none = np.empty(0, dtype=np.int64)
         self._kept = _Tokens(none.astype(np.uint64), none, none, none.astype(self._feature_type))
@@ -116,8 +119,7 @@ class TokenSample:
             raise ValueError(f"codes of {codes.d_sae} features do not fit a sample for {self.d_sae} features")
         if len(places) and places.min() < 0:
             raise ValueError(f"places are numbers of tokens, from 0; got {places.min()}")
-        # one of its own for every place: both steps can be undone
-        hashes = _mixed(places.view(np.uint64) ^ self._key)
+        hashes = place_priorities(places, self._salt)  # no two places have the same
         tokens = np.flatnonzero(hashes < self._limit)
         self.num_seen += len(places)
         if not len(tokens):
@@ -189,7 +191,7 @@ class TokenSample:
                 f"{int(counts.sum())} firings, {len(features)} features; was the file damaged?"
             )
         places = places.astype(np.int64)
-        hashes = _mixed(places.view(np.uint64) ^ sample._key)
+        hashes = place_priorities(places, sample._salt)
         sample._limit, sample.num_seen = np.uint64(state["limit"]), num_seen
         sample._kept = _Tokens(hashes, places, counts.astype(np.int64), features.astype(sample._feature_type))
         return sample
@@ -259,14 +261,6 @@ class TokenSample:
             self._limit = min(self._limit, hashes[size])
         self._kept = every[order[:size]]
         self._new, self._num_new, self._num_new_firings = [], 0, 0
-
-
-def _mixed(numbers: np.ndarray) -> np.ndarray:
-    """A hash of each uint64, the last steps of SplitMix64 (Steele, Lea & Flood 2014): different numbers stay different."""
-    mixed = numbers + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
 
 
 def _firings(codes: SparseCodes, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

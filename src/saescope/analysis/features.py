@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from saescope.models import LanguageModel
 
 Progress = Callable[[str, int, int], None]
+_FOR_THE_MAP = 14  # nearest rows that it asks for
 
 
 def analyze(
@@ -208,7 +209,8 @@ class _Rows:
     ) -> None:
         report("comparing features", 0, 4)
         self.numbers = row_numbers(dictionary)
-        self.decoder = nearest_rows(dictionary.W_dec, config.num_neighbours)
+        self.num = config.num_neighbours
+        self.decoder = nearest_rows(dictionary.W_dec, max(self.num, _FOR_THE_MAP))
         report("comparing features", 1, 4)
         self.encoder = None
         if dictionary.encoder_rows is not None:
@@ -219,12 +221,12 @@ class _Rows:
         report("comparing features", 3, 4)
         self.map_method, self.x, self.y, self.cluster = "none", None, None, None
         if config.map != "none":
-            made = feature_map(dictionary.W_dec, method=config.map, seed=config.seed)
+            made = feature_map(dictionary.W_dec, method=config.map, seed=config.seed, nearest=self.decoder)
             self.map_method, self.x, self.y, self.cluster = made.method, made.x, made.y, made.cluster
         report("comparing features", 4, 4)
 
     def neighbours(self, feature: int) -> dict[str, tuple[Neighbour, ...]]:
-        found = {"decoder": _near(self.decoder.indices[feature], self.decoder.cosines[feature])}
+        found = {"decoder": _near(self.decoder.indices[feature, : self.num], self.decoder.cosines[feature])}
         if self.encoder is not None:
             found["encoder"] = _near(self.encoder.indices[feature], self.encoder.cosines[feature])
         firing = self.firing
