@@ -1,4 +1,4 @@
-"""The judge: every number is that of the plain definition on the whole text, however it is cut, in memory that never grows."""
+"""The judge: every number is that of the plain definition on the whole text, however it is cut; memory stays as it is."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LABELS: list[LabelSet | None] = [
     AfterTokens(token_ids=(39, 0, 2)),
     AfterTokens(token_ids=(11,)),
     TokenSet(token_ids=(38,)),  # never fires
-    AfterTokens(token_ids=tuple(range(V))),  # all but first tokens
+    AfterTokens(token_ids=tuple(range(12, V))),  # begins where the one before ends
 ]
 D_SAE = len(LABELS)
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from saescope.analysis import labels
 from saescope.analysis.labels import (
     AfterTokens,
     Candidate,
@@ -468,6 +469,21 @@ def test_an_estimate_of_two_firings_counts_as_two_only_where_the_text_has_two() 
     assert often.find(seen_once, 30).reaches_coverage  # 10 firings on each by estimate
     assert not often.find(seen_once, 4).reaches_coverage
     assert not often.find(seen_once).reaches_coverage
+
+
+def test_a_sample_is_shrunk_more_than_all_firings() -> None:
+    # Of 100 + 1000 tokens all fire, and one in ten firings is looked at: 10 chances for id 0, 100 for id 1
+    ids = np.repeat([0, 1, 2], [100, 1000, 8900])
+    firings = Firings(num_firings=1100, token_ids=np.repeat([0, 1], [10, 100]))
+    finder = LabelFinder(TextCounts.of(ids, 3), max_set_size=1, coverage=0.05, prior_count=10)
+    # phi takes the larger set; by odds, shrunk to 0.11 as if by 10 tokens each, id 1 leads although id 0 is as pure
+    assert finder.find(firings).label == TokenSet(token_ids=(1,))
+    search = labels._Search(
+        seen=np.array([10.0, 100.0]), fired=np.array([10.0, 100.0]), counts=np.array([100.0, 1000.0]),
+        share=0.1, rate=0.11, prior_count=10, coverage=1.0, max_size=2,
+    )  # fmt: skip
+    odds = search.expected / search.counts
+    assert odds.tolist() == pytest.approx([(10 + 1.1) / (10 + 10), (100 + 1.1) / (100 + 10)])
 
 
 def test_the_discount_is_half_of_what_ids_sampled_once_and_twice_say() -> None:

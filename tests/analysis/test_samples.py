@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saescope.analysis.hashing import ExcerptHashes, mix, place_priorities, places_of, salts, unmix
 from saescope.analysis import samples
+from saescope.analysis.hashing import ExcerptHashes, mix, place_priorities, places_of, salts, unmix
 from saescope.analysis.samples import BottomK, Contexts, ranges, stable_order
 
 MEMBER = {"window": np.uint32, "copies": np.uint32}
@@ -55,7 +57,7 @@ def contents(lists: BottomK) -> dict[int, list[tuple[int, int, int, int]]]:
 
 
 def add(lists: BottomK, members: list[tuple[int, int, int, int]]) -> None:
-    group, order, key, window = (np.array([member[i] for member in members]) for i in range(4))
+    group, order, _, window = (np.array([member[i] for member in members]) for i in range(4))
     more = {"order": order.astype(np.uint32)} if lists.ordered else {}
     copies = np.ones(len(group), dtype=np.uint32)
     keys = np.array([member[2] for member in members], dtype=np.uint64)
@@ -77,7 +79,7 @@ def test_lists_hold_what_sorting_everything_gives(stream, k, ordered, cuts):
         stream = [(group, 0, key, window) for group, _, key, window in stream]
     lists = BottomK(k, 3, MEMBER, ordered=ordered)
     edges = [0, *sorted(cuts), len(stream)]
-    for first, last in zip(edges, edges[1:], strict=False):
+    for first, last in pairwise(edges):
         if stream[first:last]:
             add(lists, stream[first:last])
     assert contents(lists) == final(stream, k)
@@ -142,12 +144,17 @@ def test_lists_can_be_added():
     assert contents(lists) == {1: [(0, 4, 2, 1), (0, 5, 0, 1)], 4: [(0, 6, 1, 1)]}
 
 
-def test_lists_say_which_windows_they_hold():
-    lists = BottomK(2, 2, MEMBER)
-    add(lists, [(0, 0, key, 100 + key) for key in range(9)])
+def test_numbers_in_a_column_are_marked_and_replaced():
+    lists = BottomK(2, 3, {**MEMBER, "context": np.uint32})
+    ones = np.ones(4, dtype=np.uint32)
+    keys = np.array([5, 6, 7, 8], dtype=np.uint64)
+    lists.add(np.array([0, 0, 0, 2]), keys, window=np.arange(4), copies=ones, context=np.array([1, 2, 3, 5]))
     lists.settle()
-    windows = np.array([100, 101, 102, 100], dtype=np.uint32)
-    assert lists.holds(np.array([0, 0, 0, 1]), windows).tolist() == [True, True, False, False]
+    marked = np.zeros(7, dtype=bool)
+    lists.mark("context", marked)
+    assert marked.tolist() == [False, True, True, False, False, True, False]
+    lists.renumber("context", np.array([9, 10, 11, 12, 13, 14], dtype=np.uint32))
+    assert lists.members()["context"].tolist() == [10, 11, 14]
 
 
 @given(st.lists(st.integers(0, 2**33), max_size=40), st.sampled_from([1 << 16, 1 << 31]))
@@ -163,24 +170,23 @@ def test_ranges():
 
 def test_contexts_are_kept_and_forgotten():
     contexts = Contexts()
-    for slot in range(3):
-        contexts.add(
-            slots=np.array([slot, slot]),
-            windows=np.array([10 * slot, 10 * slot + 1]),
+    for number in range(3):
+        first = contexts.add(
             lengths=np.array([2, 1]),
-            positions=np.array([1, 2, 3]) + slot,
-            values=np.array([0.5, 1.5, -2.5]) * (slot + 1),
+            positions=np.array([1, 2, 3]) + number,
+            values=np.array([0.5, 1.5, -2.5]) * (number + 1),
         )
+        assert first == 2 * number
     assert (contexts.num_pairs, contexts.num_firings) == (6, 9)
-    contexts.keep(np.array([True, False, False, True, True, False]))
+    numbers = contexts.keep(np.array([True, False, False, True, True, False]))
+    assert numbers[[0, 3, 4]].tolist() == [0, 1, 2]
     arrays = contexts.arrays()
-    assert arrays["windows"].tolist() == [0, 11, 20]
+    assert arrays["lengths"].tolist() == [2, 1, 2]
     assert arrays["positions"].tolist() == [1, 2, 4, 3, 4]
     assert arrays["values"].tolist() == [0.5, 1.5, -5.0, 1.5, 4.5]
-    contexts.keep(np.array([2, 0]))
-    assert contexts.arrays()["windows"].tolist() == [20, 0]
-    assert contexts.arrays()["positions"].tolist() == [3, 4, 1, 2]
-    assert (contexts.num_pairs, contexts.num_firings) == (2, 4)
+    assert (contexts.num_pairs, contexts.num_firings) == (3, 5)
+    assert contexts.add(lengths=np.array([1]), positions=np.array([7]), values=np.array([9.0])) == 3
+    assert contexts.arrays()["positions"].tolist() == [1, 2, 4, 3, 4, 7]
 
 
 def _mixed(number: int) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -159,11 +160,11 @@ def expected_edges(text, feature, kind):
     if kind == "quantile":
         stretch = range(bins.min(), bins.max() + 2)
         shares = {e: (sizes < EDGES[e]).sum() * n for e in stretch}
-        inner = [min(stretch, key=lambda e: (abs(shares[e] - i * len(sizes)), e)) for i in range(1, n)]  # noqa: B023
+        inner = [min(stretch, key=lambda e: (abs(shares[e] - i * len(sizes)), e)) for i in range(1, n)]
         edges = [stretch[0], *inner, stretch[-1]]
     else:
         targets = [sizes.max() * i / n for i in range(1, n)]
-        inner = [min(range(len(EDGES)), key=lambda e: (abs(EDGES[e] - t), e)) for t in targets]  # noqa: B023
+        inner = [min(range(len(EDGES)), key=lambda e: (abs(EDGES[e] - t), e)) for t in targets]
         edges = [0, *inner, bins.max() + 1]
     return sorted(set(edges))
 
@@ -188,7 +189,7 @@ def expected_examples(text, feature):
         give(best[excerpt][1], best[excerpt][2], top_rank=rank)
     for kind in ("quantile", "width") if found else ():
         edges = expected_edges(text, feature, kind)
-        for number, (low, high) in enumerate(zip(edges, edges[1:], strict=False)):
+        for number, (low, high) in enumerate(pairwise(edges)):
             inside = [(w, around(text, w, p)) for size, w, p in found if EDGES[low] <= size < EDGES[high]]
             for w, copies in folded(text, inside, feature, 0)[: CONFIG.num_per_band]:
                 give(w, copies, **{f"{kind}_band": number})
@@ -291,7 +292,7 @@ def test_the_histogram_counts_every_firing(text, one_pass, feature):
     if not len(sizes):
         assert (len(edges), len(counts)) == (0, 0)
         return
-    assert counts.tolist() == [((low <= sizes) & (sizes < high)).sum() for low, high in zip(edges, edges[1:], strict=False)]
+    assert counts.tolist() == [((low <= sizes) & (sizes < high)).sum() for low, high in pairwise(edges)]
     assert counts.sum() == len(sizes)
     assert set(edges.tolist()) <= set(EDGES.tolist())
 
@@ -306,7 +307,7 @@ def test_bands_hold_what_lies_between_their_edges(text, one_pass, feature):
     for kind in ("quantile", "width") if len(firings) else ():
         own = [band for band in bands if band.kind == kind]
         edges = [float(EDGES[e]) for e in expected_edges(text, feature, kind)]
-        assert [(band.low, band.high) for band in own] == list(zip(edges, edges[1:], strict=False))
+        assert [(band.low, band.high) for band in own] == list(pairwise(edges))
         assert [band.number for band in own] == list(range(len(own)))
         for band in own:
             assert band.num_tokens == ((band.low <= firings) & (firings < band.high)).sum()
@@ -335,6 +336,16 @@ def test_the_text_has_what_could_go_wrong(text, one_pass):
     assert [example.negative for example in one_pass.examples(DEAD)] == ["near_miss"] * 2 + ["silent"] * 2
     assert len({band.number for band in one_pass.bands(ONE_VALUED) if band.kind == "quantile"}) == 1
     assert one_pass.numbers()["special_share"][SPECIAL] == 1
+
+
+def test_copies_in_the_top_and_in_a_band_are_folded_apart():
+    """The top keeps the copy with the highest value, a band that of the first window; the page has the top first."""
+    ids = np.array([[1, 2], [1, 2], [3, 4]])
+    f = torch.tensor([[4.5], [0.0], [5.0], [0.0], [1.0], [0.0]])
+    statistics = FeatureStatistics(1, StatisticsConfig(num_top=2, num_bands=1))
+    statistics.update(ids, SparseCodes.from_dense(f))
+    shown = [(e.window_id, e.top_rank, e.quantile_band, e.width_band, e.num_copies) for e in statistics.examples(0)]
+    assert shown == [(1, 0, None, None, 1), (2, 1, 0, 0, 1), (0, None, 0, 0, 2)]
 
 
 def test_kept_windows_are_those_of_the_examples(one_pass):
@@ -376,6 +387,16 @@ def test_the_size_and_order_of_batches_do_not_matter(text, one_pass, seed):
     order = rng.permutation(W) if seed else np.arange(W)
     batches = [rows for rows in np.split(order, cuts) if len(rows)]
     assert_same(text.statistics(batches, kind="flat"), one_pass)
+
+
+def test_without_compiled_code_the_same(text, one_pass, monkeypatch, tmp_path):
+    for module in ("samples", "blocks", "statistics"):
+        monkeypatch.setattr(f"saescope.analysis.{module}.kernels", lambda: None)
+    plain = text.statistics(np.array_split(np.arange(W), 5))
+    assert_same(plain, one_pass)
+    plain.save(tmp_path / "state.npz")
+    monkeypatch.undo()
+    assert_same(FeatureStatistics.load(tmp_path / "state.npz"), one_pass)
 
 
 @pytest.mark.parametrize("share", [2, 3])
@@ -448,7 +469,7 @@ def test_contexts_are_cleared_while_the_pass_goes_on(text, one_pass, monkeypatch
 
 
 def test_features_are_drawn_for_in_blocks(text, one_pass, monkeypatch):
-    monkeypatch.setattr("saescope.analysis.statistics._BLOCK", 5)
+    monkeypatch.setattr("saescope.analysis.examples._BLOCK", 5)
     monkeypatch.setattr("saescope.analysis.statistics._WINDOWS_AT_ONCE", 4)
     assert_same(text.statistics([np.arange(W)]), one_pass)
 
@@ -465,7 +486,7 @@ def test_plain_token_ids_count_every_token_and_number_windows_on():
     statistics.update(torch.zeros(1, 2, dtype=torch.int64), SparseCodes.from_dense(f[:2]))
     statistics.update(np.ones((1, 2), dtype=int), SparseCodes.from_dense(f[2:]))
     assert statistics.num_tokens == 4
-    assert statistics.seen_windows == [range(0, 2)]
+    assert statistics.seen_windows == [range(2)]
     assert statistics.numbers()["first_firing"].tolist() == [1, 0]
     assert statistics.numbers()["last_firing"].tolist() == [1, 3]
 
@@ -561,7 +582,7 @@ def test_a_biased_sampler_fails_the_same_test():
 def test_features_draw_apart(uniform):
     """Which window one feature draws says nothing of the next: as many in common as chance has it."""
     drawn = [set(own) for own in drawn_windows(uniform, "quantile_band")]
-    common = np.mean([len(one & other) for one, other in zip(drawn, drawn[1:], strict=False)])
+    common = np.mean([len(one & other) for one, other in pairwise(drawn)])
     spread = math.sqrt(DRAWN * DRAWN / MEMBERS * (1 - DRAWN / MEMBERS) ** 2 / (FEATURES - 1))
     assert abs(common - DRAWN * DRAWN / MEMBERS) < 4 * spread
 
@@ -626,7 +647,7 @@ def test_blocks_that_do_not_fit_are_refused():
 
 def test_codes_that_do_not_fit_are_refused():
     block, f = one_batch()
-    with pytest.raises(ValueError, match="codes of 4 features .* statistics of 5"):
+    with pytest.raises(ValueError, match=r"codes of 4 features .* statistics of 5"):
         FeatureStatistics(5).update(block, SparseCodes.from_dense(f))
     values = torch.ones(6, 2)
     with pytest.raises(ValueError, match="features go from 0 to 3"):
@@ -688,21 +709,33 @@ def test_a_damaged_file_is_noticed_or_harmless(text, tmp_path):
     whole = path.read_bytes()
     expected = everything(statistics)[0]
     rng = np.random.default_rng(0)
-    noticed = 0
+    noticed = harmless = 0
     for place in rng.integers(0, len(whole), 60).tolist():
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :])
         try:
             found = FeatureStatistics.load(path)
         except ValueError as error:
-            assert "damaged" in str(error)
-            noticed += 1
+            noticed += "damaged" in str(error)
         else:  # zip files have bytes without a meaning
             assert everything(found)[0] == expected
+            harmless += 1
+    assert noticed + harmless == 60
     assert noticed > 40
     for length in (0, 10, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match="damaged"):
             FeatureStatistics.load(path)
+
+
+def test_a_whole_file_with_other_numbers_is_noticed(text, tmp_path):
+    path = tmp_path / "state.npz"
+    text.statistics([range(5)]).save(path)
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["numbers/count"][3] += 1
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match="checksum does not fit"):
+        FeatureStatistics.load(path)
 
 
 def test_a_failed_write_leaves_the_old_file(text, tmp_path, monkeypatch):
@@ -714,7 +747,7 @@ def test_a_failed_write_leaves_the_old_file(text, tmp_path, monkeypatch):
         file.write(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("saescope.analysis.statistics.np.savez", full)
+    monkeypatch.setattr("saescope.analysis.array_file.np.savez", full)
     with pytest.raises(OSError, match="no space left"):
         text.statistics([range(9)]).save(path)
     assert path.read_bytes() == before

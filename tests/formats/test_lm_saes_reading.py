@@ -162,8 +162,8 @@ def test_without_text_every_token_says_so(found: FeatureSet, planted: Planted) -
 
 def test_a_store_takes_it(found: FeatureSet, planted: Planted, tmp_path: Path) -> None:
     with Store.open(tmp_path / "features.db") as store:
-        found.write_to(store)
-        found.write_to(store, overwrite=True)
+        replace(found, evaluations=(replace(found.evaluations[0], value=1.0),)).write_to(store)
+        found.write_to(store, overwrite=True)  # adds nothing twice, and keeps no old number
         page = store.page("tiny-sae", 1)
         assert page.feature.num_firings == planted.act_times[1]
         assert page.examples[0].activation == planted.maxima[1]
@@ -171,7 +171,10 @@ def test_a_store_takes_it(found: FeatureSet, planted: Planted, tmp_path: Path) -
             ("cats", "check"), True, ["look again"],
         )  # fmt: skip
         assert [said.text for said in page.explanations] == ["stories of cats"]
-        assert [result.metric for result in store.evaluations("tiny-sae")] == ["only", "score"]
+        assert [(result.metric, result.value) for result in store.evaluations("tiny-sae")] == [
+            ("only", 7.0),
+            ("score", 0.375),
+        ]
         assert store.dictionary("tiny-sae").series == "tries"
 
 
@@ -234,6 +237,21 @@ def test_numbers_given_as_lists_instead_of_files(tmp_path: Path) -> None:
     assert (only.positions, only.values, only.top_rank) == ((5,), (1.5,), 0)
 
 
+def test_indices_may_lie_in_any_order_and_values_may_be_zero(tmp_path: Path) -> None:
+    planted = small_dump()
+    (first,) = planted.writer.collections["features"][4]["analyses"]
+    indices = np.asfortranarray([[1, 0, 1, 0], [4, 8, 2, 0]], dtype=np.float32)  # written column by column
+    assert not indices.flags.c_contiguous
+    first["samplings"] = [
+        sampling(planted, "top_activations", 4, [3, 5], feature_acts_indices=planted.writer.array(indices),
+                 feature_acts_values=planted.writer.array(np.float32([1.5, 0.5, 1.0, 0.0])))
+    ]  # fmt: skip
+    found = read_lm_saes(planted.writer.write(tmp_path / "dump"))
+    windows = {window.id: window.document for window in found.windows}
+    told = {windows[e.window_id]: (e.positions, e.values, e.peak) for e in found.examples if e.feature == 4}
+    assert told == {"stories:3": ((8,), (0.5,), 8), "stories:5": ((2, 4), (1.0, 1.5), 4)}
+
+
 def test_crosscoders_have_a_norm_per_source(tmp_path: Path) -> None:
     planted = small_dump()
     planted.writer.collections["saes"][0]["cfg"] = {
@@ -252,11 +270,14 @@ def test_crosscoders_have_a_norm_per_source(tmp_path: Path) -> None:
 def test_features_without_the_analysis_are_left_out_and_said(tmp_path: Path) -> None:
     planted = small_dump()
     planted.writer.collections["features"][3]["analyses"] = []
+    planted.writer.collections["bookmarks"][0]["feature_index"] = 3
     planted.writer.add("circuits", raw_graph_id="x")
     found = read_lm_saes(planted.writer.write(tmp_path / "dump"))
     assert [feature.record.index for feature in found.features] == [0, 1, 2, 4, 5]
     assert any("1 of 6 features have no analysis 'default'" in remark for remark in found.remarks)
     assert any("circuits are pickles" in remark for remark in found.remarks)
+    assert any("1 bookmarks of features without the analysis were left out" in remark for remark in found.remarks)
+    assert (found.tags, found.notes, found.bookmarks) == ((), (), ())
 
 
 # --- choosing ---

@@ -5,6 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +19,8 @@ from planted_features import EMOJI, NUM_TOKENS
 
 from saescope.formats import export_neuronpedia, neuronpedia_url
 from saescope.formats.neuronpedia import export as exporting
-from saescope.formats.neuronpedia.layout import stable_id
-from saescope.formats.neuronpedia.lines import dump_line
+from saescope.formats.neuronpedia.layout import Place, stable_id
+from saescope.formats.neuronpedia.lines import activation_lines, dump_line
 
 pytestmark = pytest.mark.usefixtures("fast_files")
 
@@ -127,6 +130,15 @@ def test_bands_of_equal_share_if_asked(filled: Any, tmp_path: Path) -> None:
     assert found["activations"][-1]["binMin"] == pytest.approx(10 / 3)
 
 
+def test_windows_without_a_positive_value_are_not_shown(filled: Any) -> None:
+    page = filled.page("small", 2)
+    negative = replace(page.examples[0], activation=-2.0, activations=(0.0, -2.0, 0.0, 0.0, 0.0, 0.0), peak=1)
+    mixed = replace(page.examples[1], activation=-2.0, activations=(0.0, -2.0, 0.0, 0.5, 0.0, 0.0), peak=1)
+    page = replace(page, all_examples=(negative, mixed))
+    (line,) = activation_lines(page, Place("m", "1-s", "s"), "me", "now", "width")
+    assert (line["maxValue"], line["maxValueTokenIndex"], line["minValue"]) == (0.5, 3, -2.0)
+
+
 def test_characters_are_whole_and_unfit_ones_replaced(exported: dict[str, list[Any]]) -> None:
     tokens = next(line["tokens"] for line in exported["activations"] if line["dataIndex"] == "chat.txt:7")
     assert tokens == ["x ", "\N{SMILING FACE WITH OPEN MOUTH}", "", "é", " \\u0000\n", "end"]
@@ -188,6 +200,27 @@ def test_batches_hold_whole_features(filled: Any, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(exporting, "_BATCH_BYTES", 1)
     export_neuronpedia(filled, tmp_path / "small", model_id="gpt2-small", source_id="6-res-mine")
     assert len(list((tmp_path / "small" / "v1" / "gpt2-small" / "6-res-mine" / "features").iterdir())) == 7
+
+
+def test_one_page_is_in_memory_at_a_time(filled: Any, tmp_path: Path) -> None:
+    handed_out: list[weakref.ref[Any]] = []
+
+    class Watched:
+        dictionary, analysis = filled.dictionary, filled.analysis
+
+        def pages(self, *arguments: Any, **settings: Any) -> Iterator[Any]:
+            for page in filled.pages(*arguments, **settings):
+                handed_out.append(weakref.ref(page))
+                yield page
+
+    def check(done: int) -> None:
+        most.append(sum(page() is not None for page in handed_out))
+
+    most: list[int] = []
+    store: Any = Watched()
+    export_neuronpedia(store, tmp_path / "out", model_id="gpt2-small", source_id="6-res-mine", progress=check)
+    assert len(most) == 7
+    assert max(most) <= 2  # the one at hand, and the one before until the next is there
 
 
 def test_the_same_store_gives_the_same_bytes(filled: Any, tmp_path: Path) -> None:

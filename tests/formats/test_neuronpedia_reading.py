@@ -237,6 +237,13 @@ def test_firings_are_counted_from_the_density_where_there_is_no_histogram(publis
     assert counted == [40, 1]  # 0.05 of 800; one that fires at all is not dead
 
 
+def test_fillers_are_no_logits(publish: Callable[..., Path]) -> None:
+    line = feature(0, pos_str=["a", "b"], pos_values=[2.5, -10000], neg_str=["", "c"], neg_values=[-10000.0, -1])
+    (found,) = read_neuronpedia(publish(features=[[line]])).features
+    assert [(entry.text, entry.logit) for entry in found.detail.top_logits] == [("a", 2.5)]
+    assert [(entry.text, entry.logit) for entry in found.detail.bottom_logits] == [("c", -1)]
+
+
 def test_explanations_of_others(publish: Callable[..., Path]) -> None:
     lines = [
         {"index": "0", "description": "dogs", "typeName": "oai_token-act-pair", "explanationModelName": "gpt-4o",

@@ -1,4 +1,4 @@
-"""Opening: what is there, what is missing, what is something else; and writers that die."""
+"""Opening: what is there, what is missing, what is something else; and what the schema promises."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import inspect, text
+from sqlalchemy.exc import IntegrityError
 
-from saescope.store import Store, schema
+from saescope.store import FeatureDetail, Store, schema, tables
+from saescope.store.records import NUMBERS
+from saescope.store.rows import DETAIL_COLUMNS, DETAILS
 
 
 @contextlib.contextmanager
@@ -45,7 +49,7 @@ def public_folder() -> Iterator[Path]:
 def test_a_new_store_is_made_with_its_folders(tmp_path: Path, make: SimpleNamespace) -> None:
     file = tmp_path / "runs" / "a?b #1.db"
     with Store.open(file) as store:
-        store.write(make.dictionary(), [], [], [])
+        store.write(make.dictionary(), make.analysis(), [], [], [])
     with Store.open(f"sqlite:///{file}", must_exist=True) as store:
         assert store.dictionary() == make.dictionary()
     assert [path.name for path in file.parent.iterdir()] == [file.name]
@@ -84,13 +88,16 @@ def test_files_that_are_no_store(tmp_path: Path) -> None:
 
 def test_a_read_only_folder_can_be_read_but_not_written(public_folder: Path, make: SimpleNamespace) -> None:
     with Store.open(public_folder / "features.db") as store:
-        store.write(make.dictionary(), [make.feature(1)], [], [])
+        store.write(make.dictionary(), make.analysis(), [make.feature(1)], [], [])
     public_folder.chmod(0o555)
     with _without_root():
         with Store.open(public_folder / "features.db", must_exist=True) as store:
-            assert store.features("tiny") == [make.feature(1)]
+            assert store.features("tiny").features == (make.record(1),)
+            assert store.page("tiny", 1).feature == make.record(1)
             with pytest.raises(PermissionError, match="can only be read here"):
-                store.write(make.dictionary("second"), [], [], [])
+                store.write(make.dictionary("second"), make.analysis(), [], [], [])
+            with pytest.raises(PermissionError, match="can only be read here"):
+                store.tag("tiny", 1, "seen")
         with pytest.raises(PermissionError, match="cannot be created"):
             Store.open(public_folder / "new.db")
 
@@ -102,27 +109,57 @@ def test_a_newer_schema_is_refused(store_address: str) -> None:
         Store.open(store_address)
 
 
+def test_a_store_of_an_early_saescope_is_refused(store_address: str) -> None:
+    with Store.open(store_address) as store, store._engine.begin() as connection:
+        connection.execute(text("update migration set name = '0001_initial'"))
+    with pytest.raises(ValueError, match=r"written by an early saescope, .* analyse again"):
+        Store.open(store_address)
+
+
+def test_a_migration_is_applied_once(store_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Store.open(store_address).close()
+    script = {"any": "create table later (\n    a integer -- first; second\n);\ninsert into later values (1);"}
+    monkeypatch.setitem(schema.MIGRATIONS, "0002_later", script)
+    for _ in range(2):
+        with Store.open(store_address) as store, store._engine.begin() as connection:
+            assert connection.execute(text("select a from later")).scalars().all() == [1]
+            assert schema.applied_migrations(connection) == ["0001_store", "0002_later"]
+
+
 def test_the_tables_the_queries_name_are_the_tables_the_migrations_make(store: Store) -> None:
     found = inspect(store._engine)
-    assert set(found.get_table_names()) == {table.name for table in schema.TABLES} | {"migration"}
-    for table in schema.TABLES:
-        columns = found.get_columns(table.name)
+    names = {name for name in found.get_table_names() if not name.startswith("feature_search")}
+    assert names == {table.name for table in tables.TABLES} | {"migration"}
+    for table in tables.TABLES:
+        columns = [column for column in found.get_columns(table.name) if column["name"] != "search"]
         assert [column["name"] for column in columns] == [column.name for column in table.columns]
         for column in columns:
             expected = table.columns[column["name"]].type.as_generic()
             assert column["type"].as_generic().python_type is expected.python_type, (table.name, column["name"])
 
 
-def test_the_sqlite_shell_can_answer_questions(tmp_path: Path, make: SimpleNamespace) -> None:
-    with Store.open(tmp_path / "features.db") as store:
-        store.write(make.dictionary(), [make.feature(4, label=make.label("digits"))], [make.window(0)], [])
-    with contextlib.closing(sqlite3.connect(tmp_path / "features.db")) as connection:
-        question = "select feature_index, text, density from feature join label using (dictionary_id, feature_index)"
-        assert connection.execute(question).fetchall() == [(4, "digits", 0.04)]
-        second = "select json_extract(token_texts, '$[1]') from text_window"
-        assert connection.execute(second).fetchone() == (" f",)
-        with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
-            connection.execute("insert into feature select * from feature")
+def test_columns_of_features_are_the_fields_of_the_record() -> None:
+    columns = [column.name for column in tables.feature.columns]
+    label = ["label_precision", "label_recall", "label_lift", "label_num_firings", "label_kind", "label"]
+    assert columns == ["analysis_id", "feature_index", *NUMBERS, *label]
+    assert [column.name for column in tables.feature_detail.columns][2:] == list(DETAIL_COLUMNS)
+    assert {field.name for field in fields(FeatureDetail)} == set(DETAILS)
+
+
+def test_the_database_itself_keeps_rows_together(store: Store, fill: Callable[..., object]) -> None:
+    fill(store)
+    for statement in (
+        "insert into example select analysis_id, feature_index, number + 9, peak, 77, activation, num_copies, top_rank, "
+        "quantile_band, width_band, negative, positions, activations from example",
+        "update example set feature_index = 15",
+        "delete from text_window",
+        "delete from feature",
+        "delete from dictionary",
+        "insert into note (dictionary_id, feature_index, text, author, created_at) values (9, 1, '', '', '')",
+        "insert into feature select * from feature",
+    ):
+        with store._engine.connect() as connection, pytest.raises(IntegrityError):
+            connection.exec_driver_sql(statement)
 
 
 def test_a_server_that_is_not_there_is_named_without_its_password(tmp_path: Path) -> None:
@@ -135,32 +172,6 @@ def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(ValueError, match=r"pip install 'saescope\[postgres\]'"):
         Store.open("postgresql://host/db")
-
-
-_DYING_WRITER = """
-import os, sys, types
-from saescope.store import DictionaryRecord, Store, Window
-
-record = DictionaryRecord(name="tiny", model="m", hook_point="h", architecture="a", dataset="d",
-                          d_in=1, d_sae=1, context_size=1, num_tokens=1)
-
-def windows():
-    for i in range(5000):
-        yield Window(id=i, document="d", offset=0, token_ids=(0,), token_texts=("x" * 500,))
-    os._exit(9)
-
-Store.open(sys.argv[1]).write(record, [], windows(), [], overwrite=True)
-"""
-
-
-def test_a_killed_writer_leaves_the_old_content(store: Store, store_address: str, make: SimpleNamespace) -> None:
-    store.write(make.dictionary(), [make.feature(1)], [make.window(0)], [make.example(1, 0, 0)])
-    before = store.page("tiny", 1)
-    killed = subprocess.run([sys.executable, "-c", _DYING_WRITER, store_address], check=False)
-    assert killed.returncode == 9
-    assert store.page("tiny", 1) == before
-    store.write(make.dictionary(), [make.feature(2)], [], [], overwrite=True)  # and it left no lock behind
-    assert store.features("tiny") == [make.feature(2)]
 
 
 _OPENING = "import sys; from saescope.store import Store; Store.open(sys.argv[1]).close()"

@@ -140,28 +140,17 @@ def add_folding(groups, new_keys, new_data, k, ordered, window, fill, keys, data
 
 
 @_jit
-def holds(groups, windows, window, fill, data):  # type: ignore[no-untyped-def]
-    found = np.zeros(len(groups), dtype=np.bool_)
-    for i in range(len(groups)):
-        g = groups[i]
-        for j in range(fill[g]):
-            if data[g, j, window] == windows[i]:
-                found[i] = True
-                break
-    return found
-
-
-@_jit
-def gather(starts, lengths, positions, values):  # type: ignore[no-untyped-def]
-    """The stretches of two arrays, one behind the other."""
-    total = lengths.sum()
-    new_positions, new_values = np.empty(total, positions.dtype), np.empty(total, values.dtype)
-    n = 0
-    for i in range(len(starts)):
-        for j in range(starts[i], starts[i] + lengths[i]):
-            new_positions[n], new_values[n] = positions[j], values[j]
-            n += 1
-    return new_positions, new_values
+def compact(lengths, wanted, positions, values):  # type: ignore[no-untyped-def]
+    """Move the firings of wanted pairs to the front of both arrays; returns those parts."""
+    source = target = 0
+    for i in range(len(lengths)):
+        length = int(lengths[i])
+        if wanted[i]:
+            for j in range(length):
+                positions[target + j], values[target + j] = positions[source + j], values[source + j]
+            target += length
+        source += length
+    return positions[:target], values[:target]
 
 
 @_jit

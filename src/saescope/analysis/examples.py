@@ -9,17 +9,18 @@ F  features of a block, S  their occupied (feature, bin) pairs, n  bands of one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from saescope.analysis.bins import EDGES, BinCounts, band_numbers
-from saescope.analysis.samples import run_starts
+from saescope.analysis.bins import EDGES, NUM_BINS, BinCounts, band_numbers, quantile_edges, width_edges
+from saescope.analysis.samples import BottomK, places_in_runs, ranges, run_starts
 from saescope.store.records import BAND_KINDS, Band, Example
 
 _ROLES = ("top_rank", "quantile_band", "width_band")
 _NEGATIVES = ("near_miss", "silent")
+_BLOCK = 512  # features whose examples are drawn at once
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def draw(members: dict[str, np.ndarray], bands: np.ndarray, num_bands: int, k: i
     """The k windows of smallest priority in each (feature, band), copies folded; "group" is the feature.
 
     Args:
-        members: of the samples of the bins: "group", "key", "window", "copies".
+        members: of the samples of the bins: "group", "key", "window", "copies", "context".
         bands: the band of each member.
     """
     group = members["group"].astype(np.int64) * num_bands + bands
@@ -71,23 +72,19 @@ def draw(members: dict[str, np.ndarray], bands: np.ndarray, num_bands: int, k: i
     group, key = group[by], members["key"][by]
     starts = np.flatnonzero(run_starts(group, key))
     copies = np.add.reduceat(members["copies"][by], starts) if len(starts) else members["copies"]
-    group, window = group[starts], members["window"][by][starts]
-    first = np.flatnonzero(run_starts(group))
-    rank = np.arange(len(group)) - np.repeat(first, np.diff(np.append(first, len(group))))
-    kept = rank < k
+    group, window, context = group[starts], members["window"][by][starts], members["context"][by][starts]
+    kept = places_in_runs(run_starts(group)) < k
     return {
         "group": group[kept] // num_bands, "band": group[kept] % num_bands, "window": window[kept],
-        "copies": copies[kept],
+        "copies": copies[kept], "context": context[kept],
     }  # fmt: skip
 
 
 def ranks(members: dict[str, np.ndarray]) -> np.ndarray:
-    """The place of each member of the top lists among those of its feature: the highest peak first, then the first window."""
+    """The place of each member of the top lists among those of its feature: the highest peak, then the first window."""
     by = np.lexsort((members["window"], members["order"], members["group"]))
-    group = members["group"][by]
-    first = np.flatnonzero(run_starts(group))
     found = np.empty(len(by), dtype=np.int64)
-    found[by] = np.arange(len(by)) - np.repeat(first, np.diff(np.append(first, len(by))))
+    found[by] = places_in_runs(run_starts(members["group"][by]))
     return found
 
 
@@ -97,8 +94,9 @@ class Chosen:
 
     feature: np.ndarray  # int64
     window: np.ndarray  # int64
-    peak: np.ndarray  # int64; -1 where the activations say it
     copies: np.ndarray  # int64
+    context: np.ndarray  # int64: the number of the pair's activations; -1 for a window without any
+    peak: np.ndarray  # int64, of windows without activations; -1 for others
     roles: np.ndarray  # int64, [rows, 3]: the numbers of _ROLES, -1 for none
     negative: np.ndarray  # int64: which of _NEGATIVES, -1 for a window in which the feature fires
 
@@ -111,42 +109,38 @@ def choose(
     drawn: dict[str, dict[str, np.ndarray]],
     negatives: dict[str, dict[str, np.ndarray]],
     num_negatives: int,
-    activation_of: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    sizes: Callable[[np.ndarray], np.ndarray],
 ) -> Chosen:
     """One row for each window that has a role.
 
     Args:
         top: members of the top lists; drawn: of the bands of each kind (see `draw`).
         negatives: members of the lists of near misses and of silent windows.
-        activation_of: the size of the peak of pairs (features, windows).
+        sizes: the size of the peak, by number of the activations.
     """
-    parts = [(top["group"], top["window"], top["copies"], 0, ranks(top))]
-    parts += [
-        (drawn[kind]["group"], drawn[kind]["window"], drawn[kind]["copies"], 1 + role, drawn[kind]["band"])
-        for role, kind in enumerate(BAND_KINDS)
-    ]
-    feature, window, copies = (
-        np.concatenate([part[i] for part in parts]).astype(np.int64) for i in range(3)
-    )  # fmt: skip
-    roles = np.full((len(feature), len(_ROLES)), -1, dtype=np.int64)
-    roles[np.arange(len(feature)), np.repeat([part[3] for part in parts], [len(part[0]) for part in parts])] = (
-        np.concatenate([part[4] for part in parts])
-    )
-    by = np.lexsort((window, feature))
-    starts = np.flatnonzero(run_starts(feature[by], window[by]))
+    parts = [top, *(drawn[kind] for kind in BAND_KINDS)]
+    names = ("group", "window", "copies", "context")
+    columns = [np.concatenate([part[name] for part in parts]).astype(np.int64) for name in names]
+    roles = np.full((len(columns[0]), len(_ROLES)), -1, dtype=np.int64)
+    numbers = [ranks(top), *(drawn[kind]["band"] for kind in BAND_KINDS)]
+    roles[np.arange(len(roles)), np.repeat(np.arange(3), [len(own) for own in numbers])] = np.concatenate(numbers)
+    by = np.lexsort((columns[1], columns[0]))
+    starts = np.flatnonzero(run_starts(columns[0][by], columns[1][by]))
     if len(starts):
-        roles, copies = np.maximum.reduceat(roles[by], starts), np.maximum.reduceat(copies[by], starts)
-    feature, window = feature[by][starts], window[by][starts]
-    activation = activation_of(feature, window)
+        # what a window is called in several roles is one number, but for the role and the number of copies
+        columns = [np.maximum.reduceat(column[by], starts) for column in columns]
+        roles = np.maximum.reduceat(roles[by], starts)
+    none = np.full(len(starts), -1)
+    rows: list[list[np.ndarray]] = [[*columns, none, roles, none]]
+    activation = sizes(columns[3])
 
-    rows = [(feature, window, np.full(len(feature), -1), copies, roles, np.full(len(feature), -1))]
     taken = np.empty(0, dtype=np.uint64)
     for number, kind in enumerate(_NEGATIVES):
         found = _first_of(negatives[kind], taken, num_negatives)
         taken = _pairs(found["group"], found["window"])
-        none = np.full((len(found["group"]), len(_ROLES)), -1)
-        columns = (found[name].astype(np.int64) for name in ("group", "window", "peak", "copies"))
-        rows.append((*columns, none, np.full(len(none), number)))
+        feature, window, copies, peak = (found[name].astype(np.int64) for name in (*names[:3], "peak"))
+        none = np.full(len(feature), -1)
+        rows.append([feature, window, copies, none, peak, np.full((len(none), len(_ROLES)), -1), none + 1 + number])
         activation = np.concatenate([activation, np.zeros(len(none))])
     chosen = Chosen(*(np.concatenate(columns) for columns in zip(*rows, strict=True)))
     rank = np.where(chosen.roles[:, 0] < 0, np.iinfo(np.int64).max, chosen.roles[:, 0])
@@ -158,31 +152,28 @@ def _first_of(members: dict[str, np.ndarray], taken: np.ndarray, k: int) -> dict
     """The first k members of each feature that are not taken yet."""
     free = ~np.isin(_pairs(members["group"], members["window"]), taken)
     members = {name: column[free] for name, column in members.items()}
-    first = np.flatnonzero(run_starts(members["group"]))
-    rank = np.arange(len(members["group"])) - np.repeat(first, np.diff(np.append(first, len(members["group"]))))
-    return {name: column[rank < k] for name, column in members.items()}
+    kept = places_in_runs(run_starts(members["group"])) < k
+    return {name: column[kept] for name, column in members.items()}
 
 
 def _pairs(features: np.ndarray, windows: np.ndarray) -> np.ndarray:
     return features.astype(np.uint64) << np.uint64(32) | windows.astype(np.uint64)
 
 
-def records(
-    chosen: Chosen, rows: slice, context: Callable[[int, int], tuple[np.ndarray, np.ndarray]]
-) -> Iterator[Example]:
+def records(chosen: Chosen, rows: slice, context: Callable[[int], tuple[np.ndarray, np.ndarray]]) -> Iterator[Example]:
     """Examples of some rows.
 
     Args:
-        context: positions and values of a feature's firings in a window.
+        context: positions and values of a feature's firings in a window, by their number.
     """
-    columns = (chosen.feature, chosen.window, chosen.peak, chosen.copies, chosen.roles, chosen.negative)
-    for feature, window, peak, copies, roles, negative in zip(*(c[rows].tolist() for c in columns), strict=True):
+    columns = (getattr(chosen, name)[rows].tolist() for name in Chosen.__dataclass_fields__)
+    for feature, window, copies, number, peak, roles, negative in zip(*columns, strict=True):
         shown = {name: None if role < 0 else role for name, role in zip(_ROLES, roles, strict=True)}
         positions: tuple[int, ...] = ()
         values: tuple[float, ...] = ()
         activation = 0.0
         if negative < 0:
-            here, strength = context(feature, window)
+            here, strength = context(number)
             strongest = int(np.abs(strength).argmax())
             positions, values = tuple(here.tolist()), tuple(strength.tolist())
             peak, activation = positions[strongest], values[strongest]
@@ -197,3 +188,110 @@ def records(
             negative=None if negative < 0 else _NEGATIVES[negative],  # type: ignore[arg-type]
             **shown,
         )
+
+
+@dataclass(frozen=True)
+class _Block:
+    first: int
+    bands: dict[str, Bands]
+    chosen: Chosen
+
+
+class Settled:
+    """Statistics to which nothing is being added: sorted for answering."""
+
+    def __init__(
+        self,
+        lists: dict[str, BottomK],
+        contexts: dict[str, np.ndarray],
+        slots: Sequence[np.ndarray],
+        maxima: np.ndarray,
+        *,
+        num_bands: int,
+        num_per_band: int,
+        num_negatives: int,
+    ):
+        """
+        Args:
+            lists: "top", "bins", and those of negatives that there are; settled.
+            contexts: see `Contexts.arrays`.
+            slots: of every slot of the histogram: feature * NUM_BINS + bin, firings, windows.
+            maxima: of every feature.
+        """
+        self.lists = lists
+        keys, self._tokens, self._windows = slots
+        self._by_key = np.argsort(keys)
+        self._keys = keys[self._by_key]
+        self._max = maxima
+        self._starts = np.concatenate([[0], np.cumsum(contexts["lengths"], dtype=np.int64)])
+        self._positions, self._values = contexts["positions"], contexts["values"]
+        self._num_bands, self._num_per_band, self._num_negatives = num_bands, num_per_band, num_negatives
+        self._block: _Block | None = None
+
+    def slots(self, first: int, last: int) -> slice:
+        """Which of the sorted slots belong to features."""
+        return slice(*np.searchsorted(self._keys, [first * NUM_BINS, last * NUM_BINS]).tolist())
+
+    def bin_counts(self, first: int, last: int) -> BinCounts:
+        here = self.slots(first, last)
+        starts = np.searchsorted(self._keys[here], np.arange(first, last + 1) * NUM_BINS)
+        return BinCounts(starts, self._keys[here] % NUM_BINS, self._tokens[self._by_key[here]])
+
+    def context(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions and values of a pair's firings."""
+        firings = slice(self._starts[number], self._starts[number + 1])
+        return self._positions[firings], self._values[firings]
+
+    def examples(self, feature: int) -> list[Example]:
+        """The windows a feature is shown in, in the order of the page."""
+        chosen = self._block_of(feature).chosen
+        return list(records(chosen, chosen.rows(feature), self.context))
+
+    def bands(self, feature: int) -> list[Band]:
+        """The bands of both kinds."""
+        block = self._block_of(feature)
+        return [band for kind in BAND_KINDS for band in block.bands[kind].records(feature - block.first)]
+
+    def windows(self) -> np.ndarray:
+        """Numbers of all windows that an example of any feature uses, in rising order."""
+        used = np.empty(0, dtype=np.int64)
+        for first in range(0, len(self._max), _BLOCK):
+            used = np.union1d(used, self._block_of(first).chosen.window)
+        return used
+
+    def _block_of(self, feature: int) -> _Block:
+        """Bands and chosen windows of the block of features that holds this one; the last block is kept."""
+        first = feature // _BLOCK * _BLOCK
+        if self._block is None or self._block.first != first:
+            self._block = self._draw(first, min(first + _BLOCK, len(self._max)))
+        return self._block
+
+    def _draw(self, first: int, last: int) -> _Block:
+        counts = self.bin_counts(first, last)
+        slots = self._by_key[self.slots(first, last)]
+        edges = {
+            "quantile": quantile_edges(counts, self._num_bands),
+            "width": width_edges(counts, self._max[first:last], self._num_bands),
+        }
+        bands = {kind: Bands.of(kind, edges[kind], counts, self._windows[slots]) for kind in BAND_KINDS}
+        members = self.lists["bins"].members(slots)
+        bin_number = np.repeat(np.arange(len(slots)), self.lists["bins"].fill[slots])  # a row of `counts`
+        members["group"] = first + counts.owner[bin_number]
+        drawn = {
+            kind: draw(members, bands[kind].numbers[bin_number], self._num_bands, self._num_per_band)
+            for kind in BAND_KINDS
+        }
+        features = np.arange(first, last)
+        nothing = {name: np.empty(0, dtype=np.int64) for name in ("group", "window", "peak", "copies")}
+        negatives = {
+            kind: self.lists[kind].members(features) if kind in self.lists else nothing
+            for kind in ("near_miss", "silent")
+        }
+        top = self.lists["top"].members(features)
+        return _Block(first, bands, choose(top, drawn, negatives, self._num_negatives, self._sizes))
+
+    def _sizes(self, contexts: np.ndarray) -> np.ndarray:
+        """The highest firing of each pair, by its size."""
+        starts, lengths = self._starts[contexts], self._starts[contexts + 1] - self._starts[contexts]
+        sizes = np.abs(self._values[ranges(starts, lengths)]).astype(np.float64)
+        return np.maximum.reduceat(sizes, np.cumsum(lengths) - lengths) if len(contexts) else sizes

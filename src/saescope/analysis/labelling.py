@@ -272,7 +272,7 @@ class _SampledText:
                 "of these windows"
             )
         positions = windows.starts[rows] + columns - opening
-        previous = windows.tokens[positions - (columns > opening)].astype(np.int64)
+        previous = windows.tokens[positions - 1].astype(np.int64)
         previous[columns == opening] = -1 if windows.bos_id is None else windows.bos_id
         return SampledTokens(
             num_firings=sample.num_firings,

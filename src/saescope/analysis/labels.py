@@ -18,8 +18,8 @@ alike; its low precision is then reported as it is.
 
 Memory does not grow with the text. What the whole text says about tokens and classes are exact counts (`TextCounts`); a
 feature comes with a uniform sample of its firings and how many there are in all (`Firings`), and counts of its firings
-are estimates from the sample: |F and S| is the sample's count times ``num_firings / num_sampled``. A sample of all
-firings gives the exact numbers.
+are estimates from the sample: |F and S| is the sample's count times ``num_firings / num_sampled``, less what a set owes to
+having been chosen by this sample (`_discount`). A sample of all firings gives the exact numbers.
 
 Finding looks at training tokens only, and picks the best of many sets, so the numbers of a `Candidate` are optimistic,
 and very much so for a feature of few firings. Judging (``judging.py``) is honest: the fixed set on tokens that were not

@@ -25,6 +25,8 @@ import numpy as np
 
 _LAST = np.uint64(0xFFFFFFFFFFFFFFFF)
 
+CONTEXT_TYPES = {"lengths": np.uint16, "positions": np.uint16, "values": np.float32}
+
 
 @cache
 def kernels() -> Any:
@@ -60,6 +62,12 @@ def run_starts(*columns: np.ndarray) -> np.ndarray:
         for column in columns:
             new[1:] |= column[1:] != column[:-1]
     return new
+
+
+def places_in_runs(new: np.ndarray) -> np.ndarray:
+    """The place of each row in its run, from 0; ``new`` says where runs begin (see `run_starts`)."""
+    starts = np.flatnonzero(new)
+    return np.arange(len(new)) - np.repeat(starts, np.diff(np.append(starts, len(new))))
 
 
 class BottomK:
@@ -135,15 +143,14 @@ class BottomK:
         by_group = by_group[stable_order(groups[by_group], self.num_groups)]
         while len(by_group):
             group = groups[by_group]
-            starts = np.flatnonzero(run_starts(group))
-            counts = np.diff(np.append(starts, len(group)))
-            place = self.fill[group] + np.arange(len(group)) - np.repeat(starts, counts)
+            new = run_starts(group)
+            place = self.fill[group] + places_in_runs(new)
             fits = place < self.room
             taken = by_group[fits]
             self.keys[group[fits], place[fits]] = keys[taken]
             self.data[group[fits], place[fits]] = data[taken]
-            here = group[starts]
-            self.fill[here] = np.minimum(self.fill[here] + counts, self.room)
+            last = np.append(new[1:], True)
+            self.fill[group[last]] = np.minimum(place[last] + 1, self.room)
             if fits.all():
                 return
             rest = ~fits
@@ -196,21 +203,25 @@ class BottomK:
         level = np.flatnonzero(run_starts(row, key, order))
         copies = np.add.reduceat(copies[by], level)[new[level]]
         row, place = row[new], place[new]
-        starts = np.flatnonzero(run_starts(row))
-        lengths = np.diff(np.append(starts, len(row)))
-        target = np.arange(len(row)) - np.repeat(starts, lengths)
+        target = places_in_runs(run_starts(row))
+        lengths = np.bincount(row, minlength=len(keys))[rows]
         keys[row, target], data[row, target] = keys[row, place], data[row, place]
         data[row, target, self._column["copies"]] = copies
         fill[rows] = lengths
         keys[rows] = np.where(np.arange(self.room) < lengths[:, None], keys[rows], _LAST)
 
-    def holds(self, groups: np.ndarray, windows: np.ndarray) -> np.ndarray:
-        """Whether a list has a member of that window, bool. For lists that fold."""
-        column = self._column["window"]
-        if self._compiled:
-            return self._compiled.holds(groups, windows, column, self.fill, self.data)
-        held = self.data[groups, :, column] == windows[:, None]
-        return (held & (np.arange(self.room) < self.fill[groups][:, None])).any(1)
+    def mark(self, column: str, marked: np.ndarray) -> None:
+        """Set ``marked`` at every number that a member has in a column."""
+        marked[self.data[:, :, self._column[column]][self._present]] = True
+
+    def renumber(self, column: str, numbers: np.ndarray) -> None:
+        """Replace every number i in a column by ``numbers[i]``."""
+        values = self.data[:, :, self._column[column]]  # a view
+        values[self._present] = numbers[values[self._present]]
+
+    @property
+    def _present(self) -> np.ndarray:
+        return np.arange(self.room) < self.fill[:, None]
 
     def members(self, groups: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """All members of some groups (None: of all), group by group: "group", "key" and the columns.
@@ -226,15 +237,11 @@ class BottomK:
 
 
 class Contexts:
-    """Firings of kept (feature, window) pairs: where in the window, and how strongly.
+    """Firings of (feature, window) pairs: where in the window, and how strongly.
 
-    They lie one behind the other; what is no longer needed goes when `keep` is called. ``slot`` is whatever number the
-    caller finds the pair's list by.
+    Pairs are numbered as they come, and their firings lie one behind the other. What is no longer needed goes when `keep` is
+    called, which numbers the rest anew.
     """
-
-    _TYPES = {
-        "slots": np.uint32, "windows": np.uint32, "lengths": np.uint16, "positions": np.uint16, "values": np.float32,
-    }  # fmt: skip
 
     def __init__(self) -> None:
         self._parts: list[dict[str, np.ndarray]] = []
@@ -244,39 +251,40 @@ class Contexts:
     def nbytes(self) -> int:
         return sum(array.nbytes for part in self._parts for array in part.values())
 
-    def add(self, **arrays: np.ndarray) -> None:
-        """Pairs (slots, windows, lengths) and their firings (positions, values), in one order."""
-        if len(arrays["slots"]):
-            self._parts.append({name: arrays[name].astype(kind) for name, kind in self._TYPES.items()})
-            self.num_pairs += len(arrays["slots"])
-            self.num_firings += len(arrays["values"])
+    def add(self, *, lengths: np.ndarray, positions: np.ndarray, values: np.ndarray) -> int:
+        """Pairs with so many firings each, and those firings; returns the number of the first pair."""
+        first = self.num_pairs
+        if len(lengths):
+            part = {"lengths": lengths, "positions": positions, "values": values}
+            self._parts.append({name: part[name].astype(kind) for name, kind in CONTEXT_TYPES.items()})
+            self.num_pairs += len(lengths)
+            self.num_firings += len(values)
+        return first
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Everything, each kind in one array."""
+        """Everything, each kind in one array: "lengths" of the pairs, "positions" and "values" of the firings."""
         if len(self._parts) != 1:
             joined = {
                 name: np.concatenate([np.empty(0, dtype=kind), *(part.pop(name) for part in self._parts)])
-                for name, kind in self._TYPES.items()
+                for name, kind in CONTEXT_TYPES.items()
             }
             self._parts = [joined]
         return self._parts[0]
 
-    def keep(self, wanted: np.ndarray) -> None:
-        """Forget the pairs that are not wanted: bool, or numbers of pairs in the order to have them in."""
+    def keep(self, wanted: np.ndarray) -> np.ndarray:
+        """Forget the pairs that are not wanted (bool); returns the new numbers, by the old ones."""
         arrays = self.arrays()
-        lengths = arrays["lengths"].astype(np.int64)
-        firsts = np.cumsum(lengths) - lengths
-        wanted = np.flatnonzero(wanted) if wanted.dtype == bool else wanted
+        lengths = arrays["lengths"]
+        arrays["lengths"] = lengths[wanted]
         compiled = kernels()
         if compiled:
-            firings = arrays["positions"], arrays["values"]
-            arrays["positions"], arrays["values"] = compiled.gather(firsts[wanted], lengths[wanted], *firings)
+            found = compiled.compact(lengths, wanted, arrays["positions"], arrays["values"])
+            arrays["positions"], arrays["values"] = (array.copy() for array in found)
         else:
-            places = ranges(firsts[wanted], lengths[wanted])
-            arrays["positions"], arrays["values"] = arrays["positions"][places], arrays["values"][places]
-        for name in ("slots", "windows", "lengths"):
-            arrays[name] = arrays[name][wanted]
-        self.num_pairs, self.num_firings = len(wanted), len(arrays["values"])
+            firings = np.repeat(wanted, lengths)
+            arrays["positions"], arrays["values"] = arrays["positions"][firings], arrays["values"][firings]
+        self.num_pairs, self.num_firings = len(arrays["lengths"]), len(arrays["values"])
+        return (np.cumsum(wanted) - 1).astype(np.uint32)
 
 
 def _taken(index: np.ndarray, keys: np.ndarray, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

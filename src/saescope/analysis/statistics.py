@@ -19,8 +19,6 @@ B  windows in a batch, T  tokens in a window, n  firings in a batch, P  (feature
 from __future__ import annotations
 
 import json
-import os
-import zipfile
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from hashlib import sha256
@@ -28,34 +26,42 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from saescope.analysis.array_file import read_arrays, write_arrays
 from saescope.analysis.bins import (
     BIN,
     EDGES,
     NEXT,
     NUM_BINS,
     OVERFLOW,
-    BinCounts,
     bin_of,
     histogram,
     median_bins,
-    quantile_edges,
-    width_edges,
 )
-from saescope.analysis.examples import Bands, Chosen, choose, draw, records
+from saescope.analysis.blocks import (
+    Block,
+    Firings,
+    Pairs,
+    TokenBlock,
+    as_array,
+    joined,
+    read_block,
+    read_firings,
+    runs_of,
+)
+from saescope.analysis.examples import Settled
 from saescope.analysis.hashing import ExcerptHashes, mix, place_priorities, places_of, salts
-from saescope.analysis.samples import BottomK, Contexts, kernels, ranges, run_starts, stable_order
+from saescope.analysis.samples import CONTEXT_TYPES, BottomK, Contexts, kernels, ranges
 from saescope.dictionaries.codes import SparseCodes
 from saescope.kernels.codes import FlatCodes
-from saescope.store.records import BAND_KINDS, Band, Example
+from saescope.store.records import Band, Example
+
+__all__ = ["FeatureStatistics", "LabelSample", "StatisticsConfig", "TokenBlock"]
 
 _VERSION = 1
 _OF_WINDOW, _OF_SILENT, _OF_NEAR_MISS, _OF_FIRING = range(4)  # what a hash is for
-_BLOCK = 512  # features whose examples are drawn at once
 _WINDOWS_AT_ONCE = 32
 _CLEAR_ABOVE = 1_000_000  # firings and pairs that may have been added without looking which are still needed
-_MOST_TOKENS, _MOST_WINDOWS = 1 << 16, 1 << 32  # positions are kept in 16 bits, numbers of windows in 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,94 +95,6 @@ class StatisticsConfig:
             raise ValueError(f"seed must be below 2**32, got {self.seed}")
 
 
-@dataclass(frozen=True)
-class TokenBlock:
-    """Some whole windows of the text; tensors or arrays.
-
-    Codes are given for the tokens that are counted or special, row by row. Tokens that are neither (padding) have none.
-    """
-
-    ids: Any  # int, [B, T]
-    windows: Any  # int, [B]: the number of each window in the text
-    counted: Any  # bool, [B, T]: analysed
-    special: Any = None  # bool, [B, T]: special tokens, whose firings are only counted, as a share; None: there are none
-
-
-@dataclass(frozen=True)
-class _Block:
-    """A `TokenBlock`, checked, as arrays."""
-
-    ids: np.ndarray  # int64, [B, T]
-    windows: np.ndarray  # int64, [B]
-    counted: np.ndarray  # bool, [B, T]
-    special: np.ndarray  # bool, [B, T]
-
-    @cached_property
-    def rows(self) -> np.ndarray:
-        """The place in the block of each token that has codes."""
-        return np.flatnonzero(self.counted | self.special)
-
-
-@dataclass(frozen=True)
-class _Firings:
-    """The firings of a batch on analysed tokens, by feature and in the order of the text."""
-
-    feature: np.ndarray  # int64, [n]
-    row: np.ndarray  # int64, [n]: window, as a row of the batch
-    position: np.ndarray  # int64, [n]: in the window
-    value: np.ndarray  # float32, [n]
-    special_features: np.ndarray  # int64: the feature of each firing on a special token
-
-    @cached_property
-    def size(self) -> np.ndarray:
-        return np.abs(self.value)
-
-    @cached_property
-    def runs(self) -> np.ndarray:
-        """Where each feature's firings begin."""
-        return np.flatnonzero(run_starts(self.feature))
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    """A feature and a window in which it fires, by feature; its firings are a run."""
-
-    start: np.ndarray  # int64, [P]
-    length: np.ndarray  # int64, [P]
-    feature: np.ndarray  # int64, [P]
-    row: np.ndarray  # int64, [P]
-    size: np.ndarray  # float32, [P]: of the highest firing
-    peak: np.ndarray  # int64, [P]: its position, the first of equal ones
-    num_rows: int
-
-    @classmethod
-    def of(cls, firings: _Firings, num_rows: int) -> _Pairs:
-        compiled = kernels()
-        if compiled:
-            start, size, peak = compiled.pairs(firings.feature, firings.row, firings.position, firings.size)
-        else:
-            start = np.flatnonzero(run_starts(firings.feature, firings.row))
-            size, peak = firings.size[start], firings.position[start]
-        length = np.diff(np.append(start, len(firings.feature)))
-        if not compiled and len(start):
-            size = np.maximum.reduceat(firings.size, start)
-            place = np.where(firings.size == np.repeat(size, length), firings.position, _MOST_TOKENS)
-            peak = np.minimum.reduceat(place, start)
-        return cls(start, length, firings.feature[start], firings.row[start], size, peak, num_rows)
-
-    @cached_property
-    def _keys(self) -> np.ndarray:
-        return self.feature * self.num_rows + self.row
-
-    def hold(self, feature: np.ndarray, row: np.ndarray) -> np.ndarray:
-        """Whether features fire in windows (rows of the batch), bool."""
-        if not len(self._keys):
-            return np.zeros(len(feature), dtype=bool)
-        wanted = feature * self.num_rows + row
-        found = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
-        return self._keys[found] == wanted
-
-
 class FeatureStatistics:
     """Numbers, histograms, bands and examples of every feature of a dictionary, from a stream of its codes.
 
@@ -206,7 +124,10 @@ class FeatureStatistics:
         self._count, self._num_windows, self._special, self._negative = zeros(), zeros(), zeros(), zeros()
         self._sum, self._squares = zeros(np.float64), zeros(np.float64)  # squares: of distances from the mean firing
         self._max = zeros(np.float32)
-        self._first, self._last = zeros() + np.iinfo(np.int64).max, zeros() - 1
+        self._first, self._last = (
+            zeros() + np.iinfo(np.int64).max,
+            zeros() - 1,
+        )  # places: window * context_size + position
         self._positions = np.zeros((d_sae, config.num_stretches), dtype=np.int64)
         self._tokens_by_stretch = np.zeros(config.num_stretches, dtype=np.int64)
 
@@ -216,8 +137,9 @@ class FeatureStatistics:
         self._slot_tokens, self._slot_windows = np.zeros((2, 0), dtype=np.int64)
         self._slot_key = np.zeros(0, dtype=np.int64)  # feature * NUM_BINS + bin
 
-        member = {"window": np.uint32, "copies": np.uint32}
-        silent = {**member, "peak": np.uint32}
+        member, silent = (
+            {"window": np.uint32, "copies": np.uint32, more: np.uint32} for more in ("context", "peak")
+        )  # fmt: skip
         self._top = BottomK(config.num_top, d_sae, member, ordered=True)
         self._in_bins = BottomK(config.num_per_band, 0, member)
         self._lists = {"top": self._top, "bins": self._in_bins}
@@ -231,7 +153,8 @@ class FeatureStatistics:
         self._contexts = Contexts()
         self._contexts_kept = 0  # firings and pairs left by the last clearing
         self._salts = [salts(config.seed, purpose, d_sae) for purpose in range(4)]
-        self._settled: _Settled | None = None
+        self._settled: Settled | None = None
+        self._numbers: dict[str, np.ndarray] | None = None
 
     # Gathering
 
@@ -246,16 +169,17 @@ class FeatureStatistics:
             ValueError: a window was seen before, in this object or one merged into it; a value is NaN or infinite; a token
                 has a feature twice; shapes or numbers do not fit. Nothing is taken in then.
         """
-        block = self._checked(tokens)
-        firings = self._firings(block, codes)
-        seen = self._with_windows(_runs(block.windows))
+        block = read_block(tokens, self.context_size, int(self._seen[-1, 1]) if len(self._seen) else 0)
+        firings = read_firings(block, codes, self.d_sae)
+        seen = joined(self._seen, runs_of(block.windows))
 
-        self._seen, self.context_size, self._settled = seen, block.ids.shape[1], None
+        self._settled = self._numbers = None
+        self._seen, self.context_size = seen, block.ids.shape[1]
         self.num_tokens += int(block.counted.sum())
         stretch = self._stretch(np.arange(self.context_size))
         np.add.at(self._tokens_by_stretch, stretch, block.counted.sum(0))
         self._special += np.bincount(firings.special_features, minlength=self.d_sae)
-        pairs = _Pairs.of(firings, len(block.ids))
+        pairs = Pairs.of(firings, len(block.ids))
         hashes = ExcerptHashes.of(block.ids)
         excerpts = self._excerpts(hashes, pairs)
         if len(firings.feature):
@@ -271,91 +195,17 @@ class FeatureStatistics:
         if size > 2 * self._contexts_kept + _CLEAR_ABOVE:
             self._clear_contexts()
 
-    def _checked(self, tokens: Any) -> _Block:
-        if not isinstance(tokens, TokenBlock):
-            ids = _array(tokens)
-            after = int(self._seen[-1, 1]) if len(self._seen) else 0
-            tokens = TokenBlock(ids, np.arange(after, after + len(ids)), np.ones(ids.shape, dtype=bool))
-        ids, windows, counted = _array(tokens.ids), _array(tokens.windows), _array(tokens.counted)
-        special = np.zeros(counted.shape, dtype=bool) if tokens.special is None else _array(tokens.special)
-        if ids.ndim != 2 or not ids.size or ids.dtype.kind not in "iu":
-            raise ValueError(f"token ids must be whole numbers, [windows, tokens], got {ids.dtype} {list(ids.shape)}")
-        if windows.shape != ids.shape[:1] or windows.dtype.kind not in "iu":
-            raise ValueError(
-                f"{len(ids)} windows need {len(ids)} whole numbers, got {windows.dtype} {list(windows.shape)}"
-            )
-        for name, mask in (("counted", counted), ("special", special)):
-            if mask.shape != ids.shape or mask.dtype != bool:
-                raise ValueError(f"{name} must be bool, {list(ids.shape)}, got {mask.dtype} {list(mask.shape)}")
-        if (counted & special).any():
-            row = int((counted & special).any(1).argmax())
-            raise ValueError(f"window {windows[row]} has tokens that are both counted and special; choose one for each")
-        if ids.shape[1] > _MOST_TOKENS:
-            raise ValueError(f"windows may have {_MOST_TOKENS} tokens at most, got {ids.shape[1]}")
-        if self.context_size not in (None, ids.shape[1]):
-            raise ValueError(f"all windows must have {self.context_size} tokens as the first had, got {ids.shape[1]}")
-        if windows.min() < 0 or windows.max() >= _MOST_WINDOWS:
-            raise ValueError(f"windows are numbered from 0 to 2**32 - 1, got {windows.min()} to {windows.max()}")
-        return _Block(ids.astype(np.int64), windows.astype(np.int64), counted, special)
-
-    def _firings(self, block: _Block, codes: SparseCodes | FlatCodes) -> _Firings:
-        token, feature, value, num_tokens = _flat(codes)
-        if codes.d_sae != self.d_sae:
-            raise ValueError(f"codes of {codes.d_sae} features were given to statistics of {self.d_sae}")
-        if num_tokens != len(block.rows):
-            raise ValueError(
-                f"there are {len(block.rows)} tokens that are counted or special, but codes of {num_tokens}; give one row "
-                "of codes for each of them, in the order of the text"
-            )
-        if len(feature) and (feature.min() < 0 or feature.max() >= self.d_sae):
-            raise ValueError(f"features go from 0 to {self.d_sae - 1}, got {feature.min()} to {feature.max()}")
-        length = block.ids.shape[1]
-        place = block.rows[token]
-        bad = np.flatnonzero(~np.isfinite(value))
-        if len(bad):
-            row, position = divmod(int(place[bad[0]]), length)
-            raise ValueError(
-                f"feature {feature[bad[0]]} has the value {value[bad[0]]} in window {block.windows[row]} at position "
-                f"{position}, expected a finite number; did the model overflow? Its windows are not counted"
-            )
-        special = block.special.any() and block.special.reshape(-1)[place]
-        special_features = feature[special] if np.any(special) else feature[:0]
-        by = stable_order(feature, self.d_sae)
-        if len(special_features):
-            by = by[~special[by]]
-        feature, place = feature[by], place[by]
-        twice = np.flatnonzero((feature[1:] == feature[:-1]) & (place[1:] == place[:-1]))
-        if len(twice):
-            row, position = divmod(int(place[twice[0]]), length)
-            raise ValueError(
-                f"feature {feature[twice[0]]} stands twice in the codes of one token (window {block.windows[row]}, "
-                f"position {position}); add its values up first"
-            )
-        row = place // length
-        return _Firings(feature, row, place - row * length, value[by], special_features)
-
-    def _with_windows(self, new: np.ndarray) -> np.ndarray:
-        """The runs of window numbers seen so far and new ones; ValueError if one was seen before."""
-        runs = np.concatenate([self._seen, new])
-        runs = runs[np.argsort(runs[:, 0], kind="stable")]
-        twice = np.flatnonzero(runs[1:, 0] < runs[:-1, 1])
-        if len(twice):
-            raise ValueError(f"window {runs[twice[0] + 1, 0]} was given before; every window counts once")
-        apart = np.append(True, runs[1:, 0] > runs[:-1, 1])
-        ends = np.append(np.flatnonzero(apart)[1:], len(runs)) - 1
-        return np.stack([runs[apart, 0], runs[ends, 1]], axis=1) if len(runs) else runs
-
     def _stretch(self, positions: np.ndarray) -> np.ndarray:
         assert self.context_size is not None
         return positions * self.config.num_stretches // self.context_size
 
-    def _excerpts(self, hashes: ExcerptHashes, pairs: _Pairs) -> np.ndarray:
+    def _excerpts(self, hashes: ExcerptHashes, pairs: Pairs) -> np.ndarray:
         """Hashes of the tokens around each peak."""
         first = np.maximum(pairs.peak - self.config.window_before, 0)
         last = np.minimum(pairs.peak + self.config.window_after + 1, hashes.sums.shape[1] - 1)
         return hashes(pairs.row, first, last)
 
-    def _take_numbers(self, block: _Block, firings: _Firings, pairs: _Pairs) -> None:
+    def _take_numbers(self, block: Block, firings: Firings, pairs: Pairs) -> None:
         runs = firings.runs
         feature = firings.feature[runs]  # those that fire
         place = block.windows[firings.row] * block.ids.shape[1] + firings.position
@@ -390,7 +240,7 @@ class FeatureStatistics:
         self._count[feature] += count
         self._sum[feature] += total
 
-    def _take_windows(self, block: _Block, firings: _Firings, pairs: _Pairs, excerpts: np.ndarray) -> None:
+    def _take_windows(self, block: Block, firings: Firings, pairs: Pairs, excerpts: np.ndarray) -> None:
         self._count_bins("_slot_tokens", firings.feature, firings.size)
         pair_slots = self._count_bins("_slot_windows", pairs.feature, pairs.size)
 
@@ -398,24 +248,21 @@ class FeatureStatistics:
         order = ~pairs.size.view(np.uint32)  # positive float32 numbers are in the order of their bits
         in_top = self._top.admits(pairs.feature, keys, order)
         in_bin = self._in_bins.admits(pair_slots, keys)
-        window = block.windows[pairs.row]
-
-        def member(taken: np.ndarray) -> dict[str, np.ndarray]:
-            return {"window": window[taken], "copies": np.ones(len(taken), dtype=np.uint32)}
-
-        taken = np.flatnonzero(in_top)
-        self._top.add(pairs.feature[taken], keys[taken], order=order[taken], **member(taken))
-        taken = np.flatnonzero(in_bin)
-        self._in_bins.add(pair_slots[taken], keys[taken], **member(taken))
         taken = np.flatnonzero(in_top | in_bin)
         inside = ranges(pairs.start[taken], pairs.length[taken])
-        self._contexts.add(
-            slots=pair_slots[taken],
-            windows=window[taken],
-            lengths=pairs.length[taken],
-            positions=firings.position[inside],
-            values=firings.value[inside],
+        context = self._contexts.add(
+            lengths=pairs.length[taken], positions=firings.position[inside], values=firings.value[inside]
         )
+        columns = {
+            "window": block.windows[pairs.row[taken]],
+            "copies": np.ones(len(taken), dtype=np.uint32),
+            "context": np.arange(context, context + len(taken)),
+            "order": order[taken],
+        }
+        for members, groups, admitted in ((self._top, pairs.feature, in_top), (self._in_bins, pair_slots, in_bin)):
+            here = np.flatnonzero(admitted[taken])
+            some = {name: columns[name][here] for name in members.types}
+            members.add(groups[taken[here]], keys[taken[here]], **some)
 
     def _count_bins(self, counts: str, feature: np.ndarray, size: np.ndarray) -> np.ndarray:
         """Count sizes in their features' bins; returns the slot of each."""
@@ -451,13 +298,13 @@ class FeatureStatistics:
             slots = self._slot_of[keys]
         return slots
 
-    def _take_firings(self, block: _Block, firings: _Firings) -> None:
+    def _take_firings(self, block: Block, firings: Firings) -> None:
         place = block.windows[firings.row] * block.ids.shape[1] + firings.position
         keys = place_priorities(place, self._salts[_OF_FIRING][firings.feature])
         taken = np.flatnonzero(self._lists["labels"].admits(firings.feature, keys))
         self._lists["labels"].add(firings.feature[taken], keys[taken], value=firings.value[taken])
 
-    def _take_near_misses(self, block: _Block, pairs: _Pairs, excerpts: np.ndarray) -> None:
+    def _take_near_misses(self, block: Block, pairs: Pairs, excerpts: np.ndarray) -> None:
         """Offer each pair to the features whose nearest one it is of."""
         starts, followers = self._followers
         count = np.diff(starts)[pairs.feature]
@@ -474,7 +321,7 @@ class FeatureStatistics:
         by = by[np.count_nonzero(self.nearest < 0) :]
         return np.searchsorted(self.nearest[by], np.arange(self.d_sae + 1)), by
 
-    def _take_silent(self, block: _Block, pairs: _Pairs, hashes: ExcerptHashes) -> None:
+    def _take_silent(self, block: Block, pairs: Pairs, hashes: ExcerptHashes) -> None:
         whole = hashes.sums[:, -1]  # the excerpt is the whole window
         silent, salt = self._lists["silent"], self._salts[_OF_SILENT]
         rows = np.flatnonzero(block.counted.any(1))
@@ -493,8 +340,8 @@ class FeatureStatistics:
     def _take_negatives(
         self,
         kind: str,
-        block: _Block,
-        pairs: _Pairs,
+        block: Block,
+        pairs: Pairs,
         feature: np.ndarray,
         row: np.ndarray,
         keys: np.ndarray,
@@ -509,16 +356,12 @@ class FeatureStatistics:
 
     def _clear_contexts(self) -> None:
         """Forget the activations of windows that have fallen out of all lists."""
-        arrays = self._contexts.arrays()
-        wanted = np.empty(len(arrays["slots"]), dtype=bool)
-        for first in range(0, len(wanted), 1 << 16):
-            part = slice(first, first + (1 << 16))
-            slots, windows = arrays["slots"][part], arrays["windows"][part]
-            held = self._in_bins.holds(slots, windows)
-            other = np.flatnonzero(~held)
-            held[other] = self._top.holds(self._slot_key[slots[other]] // NUM_BINS, windows[other])
-            wanted[part] = held
-        self._contexts.keep(wanted)
+        wanted = np.zeros(self._contexts.num_pairs, dtype=bool)
+        for members in (self._top, self._in_bins):
+            members.mark("context", wanted)
+        numbers = self._contexts.keep(wanted)
+        for members in (self._top, self._in_bins):
+            members.renumber("context", numbers)
         self._contexts_kept = self._contexts.num_firings + self._contexts.num_pairs
 
     # Merging and saving
@@ -535,9 +378,11 @@ class FeatureStatistics:
         if differ:
             what = ", ".join(f"{name}: {mine[name]!r} and {theirs[name]!r}" for name in differ if name != "nearest")
             raise ValueError(f"statistics with different settings can not be merged ({what or 'nearest features'})")
-        self._seen = self._with_windows(other._seen)
-        self._settled, self.context_size = None, mine["context_size"]
+        self._seen = joined(self._seen, other._seen)
+        self._settled = self._numbers = None
+        self.context_size = mine["context_size"]
         other._settle_lists()
+        other._clear_contexts()
 
         self.num_tokens += other.num_tokens
         self._tokens_by_stretch += other._tokens_by_stretch
@@ -551,12 +396,13 @@ class FeatureStatistics:
         slots = self._slots(other._slot_key[: other._num_slots])
         self._slot_tokens[slots] += other._slot_tokens[: other._num_slots]
         self._slot_windows[slots] += other._slot_windows[: other._num_slots]
+        first_context = self._contexts.add(**other._contexts.arrays())
         for kind, members in other._lists.items():
             columns = members.members()
             group, keys = columns.pop("group"), columns.pop("key")
+            if "context" in columns:
+                columns["context"] = columns["context"] + np.uint32(first_context)
             self._lists[kind].add(slots[group] if kind == "bins" else group, keys, **columns)
-        contexts = other._contexts.arrays()
-        self._contexts.add(**{**contexts, "slots": slots[contexts["slots"]]})
         self._clear_contexts()
 
     def _settings(self) -> dict[str, Any]:
@@ -580,7 +426,7 @@ class FeatureStatistics:
             "version": _VERSION, "d_sae": self.d_sae, "context_size": self.context_size, "num_tokens": self.num_tokens,
             "config": asdict(self.config),
         }  # fmt: skip
-        arrays = {"settings": np.frombuffer(json.dumps(settings).encode(), dtype=np.uint8)}
+        arrays: dict[str, np.ndarray] = {"settings": np.frombuffer(json.dumps(settings).encode(), dtype=np.uint8)}
         if self.nearest is not None:
             arrays["nearest"] = self.nearest
         arrays |= {f"numbers/{name[1:]}": getattr(self, name) for name in self._PLAIN}
@@ -614,8 +460,7 @@ class FeatureStatistics:
             group = np.repeat(slots if kind == "bins" else np.arange(self.d_sae), fill)
             columns = {name: arrays[f"{kind}/{name}"] for name in members.types}
             members.add(group, arrays[f"{kind}/key"], **columns)
-        contexts = {name: arrays[f"contexts/{name}"] for name in Contexts._TYPES}
-        self._contexts.add(**{**contexts, "slots": slots[contexts["slots"]]})
+        self._contexts.add(**{name: arrays[f"contexts/{name}"] for name in CONTEXT_TYPES})
         self._contexts_kept = self._contexts.num_firings + self._contexts.num_pairs
         return self
 
@@ -624,25 +469,7 @@ class FeatureStatistics:
 
         The file is what numpy calls npz, without pickled objects, and holds a checksum.
         """
-        path = Path(path)
-        arrays = self.state()
-        arrays["sha256"] = np.frombuffer(_checksum(arrays).encode(), dtype=np.uint8)
-        beside = path.with_name(path.name + ".partial")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(beside, "wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        except BaseException:
-            beside.unlink(missing_ok=True)  # a full disk needs the room
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_arrays(Path(path), self.state())
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureStatistics:
@@ -652,18 +479,7 @@ class FeatureStatistics:
             FileNotFoundError: there is no such file.
             ValueError: it is no such file, is damaged, or was written by another version.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist; give the file that FeatureStatistics.save wrote")
-        try:
-            with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
-                arrays = dict(file)
-            checksum = arrays.pop("sha256").tobytes().decode()
-        except (zipfile.BadZipFile, ValueError, KeyError, EOFError, NotImplementedError, AttributeError) as error:
-            raise ValueError(f"{path} is damaged or holds no feature statistics: {error}") from error
-        if checksum != _checksum(arrays):
-            raise ValueError(f"{path} is damaged: its checksum does not fit; use the state before it, or analyse again")
-        return cls.from_state(arrays)
+        return cls.from_state(read_arrays(Path(path)))
 
     # Results
 
@@ -697,7 +513,7 @@ class FeatureStatistics:
         # squares around the mean of all tokens: those around the mean of the firings, and that mean against the zeros
         squares = self._squares + mean_positive * mean_positive * count * ((tokens - count) / tokens)
         highest = self._max.astype(np.float64)
-        median = median_bins(self._bin_counts(0, self.d_sae))
+        median = median_bins(self._final.bin_counts(0, self.d_sae))
         every = count + self._special
         return {
             "num_firings": count.copy(),
@@ -717,7 +533,9 @@ class FeatureStatistics:
     def record_numbers(self, feature: int) -> dict[str, Any]:
         """The numbers of one feature, ready for a `FeatureRecord`: plain values, None where there is no firing to name."""
         self._known(feature)
-        found = {name: array[feature].item() for name, array in self._final.numbers.items()}
+        if self._numbers is None:
+            self._numbers = self.numbers()
+        found = {name: array[feature].item() for name, array in self._numbers.items()}
         return found | {name: None for name in ("first_firing", "last_firing") if found[name] < 0}
 
     def positions(self) -> np.ndarray:
@@ -734,14 +552,13 @@ class FeatureStatistics:
     def histogram(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
         """Edges and counts of a feature's activations, over the bins that are occupied; both empty if it never fires."""
         self._known(feature)
-        counts = self._bin_counts(feature, feature + 1)
+        counts = self._final.bin_counts(feature, feature + 1)
         return histogram(counts.bins, counts.counts)
 
     def bands(self, feature: int) -> list[Band]:
         """The bands of both kinds, those of equal share first; none if the feature never fires."""
         self._known(feature)
-        block = self._final.block(feature)
-        return [band for kind in BAND_KINDS for band in block.bands[kind].records(feature - block.first)]
+        return self._final.bands(feature)
 
     def examples(self, feature: int) -> list[Example]:
         """The windows a feature is shown in: the top, then others by their peaks, near misses, silent ones.
@@ -749,15 +566,11 @@ class FeatureStatistics:
         A window that has several roles is one example; its number of copies is the largest that it has in a role.
         """
         self._known(feature)
-        chosen = self._final.block(feature).chosen
-        return list(records(chosen, chosen.rows(feature), self._final.context))
+        return self._final.examples(feature)
 
     def kept_windows(self) -> list[int]:
         """The numbers of all windows that an example of any feature uses, in rising order."""
-        used = np.empty(0, dtype=np.int64)
-        for first in range(0, self.d_sae, _BLOCK):
-            used = np.union1d(used, self._final.block(first).chosen.window)
-        return used.tolist()
+        return self._final.windows().tolist()
 
     def label_sample(self, feature: int) -> LabelSample:
         """A uniform sample of a feature's firings, in the order of the text."""
@@ -775,15 +588,22 @@ class FeatureStatistics:
             raise IndexError(f"features go from 0 to {self.d_sae - 1}, got {feature}")
 
     @property
-    def _final(self) -> _Settled:
+    def _final(self) -> Settled:
         if self._settled is None:
             self._settle_lists()
             self._clear_contexts()
-            self._settled = _Settled(self)
-        return self._settled
+            slots = (self._slot_key, self._slot_tokens, self._slot_windows)
+            self._settled = Settled(
+                self._lists,
+                self._contexts.arrays(),
+                [array[: self._num_slots] for array in slots],
+                self._max,
+                num_bands=self.config.num_bands,
+                num_per_band=self.config.num_per_band,
+                num_negatives=self.config.num_negatives,
+            )
 
-    def _bin_counts(self, first: int, last: int) -> BinCounts:
-        return self._final.bin_counts(first, last)
+        return self._settled
 
 
 @dataclass(frozen=True)
@@ -797,95 +617,8 @@ class LabelSample:
     """Of the feature in all; the sample was drawn from these."""
 
 
-class _Settled:
-    """Statistics to which nothing is being added: sorted for answering."""
-
-    def __init__(self, statistics: FeatureStatistics):
-        self.config, self.d_sae = statistics.config, statistics.d_sae
-        self.lists = statistics._lists
-        keys = statistics._slot_key[: statistics._num_slots]
-        self._by_key = np.argsort(keys)
-        self._keys = keys[self._by_key]
-        self._tokens, self._windows = statistics._slot_tokens, statistics._slot_windows
-        self._max = statistics._max
-        contexts = statistics._contexts.arrays()
-        features = (keys // NUM_BINS)[contexts["slots"]].astype(np.uint64)
-        statistics._contexts.keep(np.argsort(features << np.uint64(32) | contexts["windows"].astype(np.uint64)))
-        contexts = statistics._contexts.arrays()
-        features = (keys // NUM_BINS)[contexts["slots"]].astype(np.uint64)
-        self._pairs = features << np.uint64(32) | contexts["windows"].astype(np.uint64)
-        self._starts = np.concatenate([[0], np.cumsum(contexts["lengths"], dtype=np.int64)])
-        self._positions, self._values = contexts["positions"], contexts["values"]
-        self._statistics = statistics
-        self._block: _ExampleBlock | None = None
-
-    @cached_property
-    def numbers(self) -> dict[str, np.ndarray]:
-        return self._statistics.numbers()
-
-    def slots(self, first: int, last: int) -> slice:
-        """Which of the sorted slots belong to features."""
-        return slice(*np.searchsorted(self._keys, [first * NUM_BINS, last * NUM_BINS]).tolist())
-
-    def bin_counts(self, first: int, last: int) -> BinCounts:
-        here = self.slots(first, last)
-        starts = np.searchsorted(self._keys[here], np.arange(first, last + 1) * NUM_BINS)
-        return BinCounts(starts, self._keys[here] % NUM_BINS, self._tokens[self._by_key[here]])
-
-    def context(self, feature: int, window: int) -> tuple[np.ndarray, np.ndarray]:
-        """Positions and values of a feature's firings in a window."""
-        here = int(np.searchsorted(self._pairs, np.uint64(feature << 32 | window)))
-        firings = slice(self._starts[here], self._starts[here + 1])
-        return self._positions[firings], self._values[firings]
-
-    def block(self, feature: int) -> _ExampleBlock:
-        """Bands and chosen windows of the block of features that holds this one; the last block is kept."""
-        first = feature // _BLOCK * _BLOCK
-        if self._block is None or self._block.first != first:
-            self._block = self._draw(first, min(first + _BLOCK, self.d_sae))
-        return self._block
-
-    def _draw(self, first: int, last: int) -> _ExampleBlock:
-        config = self.config
-        counts = self.bin_counts(first, last)
-        slots = self._by_key[self.slots(first, last)]
-        edges = {
-            "quantile": quantile_edges(counts, config.num_bands),
-            "width": width_edges(counts, self._max[first:last], config.num_bands),
-        }
-        bands = {kind: Bands.of(kind, edges[kind], counts, self._windows[slots]) for kind in BAND_KINDS}
-        members = self.lists["bins"].members(slots)
-        bin_number = np.repeat(np.arange(len(slots)), self.lists["bins"].fill[slots])  # a row of `counts`
-        members["group"] = first + counts.owner[bin_number]
-        drawn = {
-            kind: draw(members, bands[kind].numbers[bin_number], config.num_bands, config.num_per_band)
-            for kind in BAND_KINDS
-        }
-        features = np.arange(first, last)
-        nothing = {name: np.empty(0, dtype=np.int64) for name in ("group", "window", "peak", "copies")}
-        negatives = {
-            kind: self.lists[kind].members(features) if kind in self.lists else nothing
-            for kind in ("near_miss", "silent")
-        }
-        top = self.lists["top"].members(features)
-        return _ExampleBlock(first, bands, choose(top, drawn, negatives, config.num_negatives, self._sizes))
-
-    def _sizes(self, features: np.ndarray, windows: np.ndarray) -> np.ndarray:
-        here = np.searchsorted(self._pairs, features.astype(np.uint64) << np.uint64(32) | windows.astype(np.uint64))
-        starts, lengths = self._starts[here], self._starts[here + 1] - self._starts[here]
-        sizes = np.abs(self._values[ranges(starts, lengths)]).astype(np.float64)
-        return np.maximum.reduceat(sizes, np.cumsum(lengths) - lengths) if len(here) else sizes
-
-
-@dataclass(frozen=True)
-class _ExampleBlock:
-    first: int
-    bands: dict[str, Bands]
-    chosen: Chosen
-
-
 def _nearest(nearest: Any, d_sae: int) -> np.ndarray:
-    nearest = _array(nearest)
+    nearest = as_array(nearest)
     if nearest.shape != (d_sae,) or nearest.dtype.kind not in "iu":
         raise ValueError(f"nearest must hold {d_sae} whole numbers, got {nearest.dtype} {list(nearest.shape)}")
     nearest = nearest.astype(np.int64)
@@ -895,36 +628,3 @@ def _nearest(nearest: Any, d_sae: int) -> np.ndarray:
             f"the feature nearest to {wrong[0]} can not be {nearest[wrong[0]]}; give another one of 0 to {d_sae - 1}, or -1"
         )
     return nearest
-
-
-def _array(numbers: Any) -> np.ndarray:
-    return numbers.detach().cpu().numpy() if isinstance(numbers, torch.Tensor) else np.asarray(numbers)
-
-
-def _flat(codes: SparseCodes | FlatCodes) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Token, feature and value of every firing, token by token, and the number of tokens."""
-    values = _array(codes.values.detach().float())
-    if isinstance(codes, FlatCodes):
-        fires = np.flatnonzero(values)
-        token = np.repeat(np.arange(codes.num_tokens), np.diff(_array(codes.starts)))[fires]
-        return token, _array(codes.features).astype(np.int64)[fires], values[fires], codes.num_tokens
-    fires = np.flatnonzero(values)
-    token = fires // values.shape[1]
-    return token, _array(codes.indices).reshape(-1)[fires], values.reshape(-1)[fires], len(values)
-
-
-def _runs(numbers: np.ndarray) -> np.ndarray:
-    """Numbers as runs (first, and the one behind the last)."""
-    numbers = np.sort(numbers)
-    starts = np.flatnonzero(np.append(True, np.diff(numbers) != 1))
-    ends = np.append(starts[1:], len(numbers)) - 1
-    return np.stack([numbers[starts], numbers[ends] + 1], axis=1)
-
-
-def _checksum(arrays: dict[str, np.ndarray]) -> str:
-    whole = sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        whole.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        whole.update(array.data)
-    return whole.hexdigest()

@@ -153,6 +153,30 @@ def run_from_dict(data: Mapping[str, Any], source: str) -> RunConfig:
     return run
 
 
+def recorded_run(data: Mapping[str, Any], source: str) -> RunConfig:
+    """The run that a dictionary was made by, as its files record it: keys that another version had are passed over."""
+    return run_from_dict(_known_keys(RunConfig, data), source)
+
+
+def _known_keys(cls: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+    hints, names = get_type_hints(cls), {f.name for f in fields(cls)}
+    kept = {key: value for key, value in data.items() if key in names}
+    for key, kind in _sections(hints, kept):
+        kept[key] = _known_keys(kind, kept[key])
+    return kept
+
+
+def _sections(hints: Mapping[str, Any], data: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The keys of ``data`` that hold the keys of a dataclass, and that class."""
+    return [
+        (key, kind)
+        for key, value in data.items()
+        if isinstance(value, Mapping)
+        for kind in (hints[key], *getattr(hints[key], "__args__", ()))
+        if is_dataclass(kind)
+    ]
+
+
 def checked(cls: type, data: Mapping[str, Any], source: str) -> Any:
     _check_keys(cls, data, source, "")
     try:
@@ -169,16 +193,14 @@ def checked(cls: type, data: Mapping[str, Any], source: str) -> Any:
 
 def _check_keys(cls: Any, data: Mapping[str, Any], source: str, prefix: str) -> None:
     known = {f.name for f in fields(cls)}
-    hints = get_type_hints(cls)
-    for key, value in data.items():
+    for key in data:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=2, cutoff=0.5)
             hint = f"did you mean {' or '.join(prefix + name for name in near)}?" if near else ""
             names = ", ".join(sorted(known))
             raise ValueError(f"{source}: unknown key {prefix}{key}; {hint or 'known are ' + names}")
-        kinds = [kind for kind in (hints[key], *getattr(hints[key], "__args__", ())) if is_dataclass(kind)]
-        if kinds and isinstance(value, Mapping):
-            _check_keys(kinds[0], value, source, f"{prefix}{key}.")
+    for key, kind in _sections(get_type_hints(cls), data):
+        _check_keys(kind, data[key], source, f"{prefix}{key}.")
 
 
 def _override(data: dict[str, Any], override: str) -> None:

@@ -115,7 +115,7 @@ def stages(console: Console, stack: ExitStack) -> Callable[[str, int, int], None
     def on_progress(what: str, done: int, total: int) -> None:
         if what not in bars:  # the next stage begins: close the bar of the one before
             stack.pop_all().close()
-            unit = "tokens" if "text" in what else "features"
+            unit = "tokens" if what.startswith("reading") else "features"
             bars[what] = stack.enter_context(progress(console, what, unit))
         bars[what](done, total, "")
 

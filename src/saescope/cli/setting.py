@@ -9,7 +9,7 @@ from typing import Any
 from saescope.activations import DatasetConfig, WindowConfig
 from saescope.activations.documents import BUNDLED, has_own_splits
 from saescope.analysis import AnalysisConfig
-from saescope.cli.recipe import EvaluationConfig, ModelConfig, run_from_dict
+from saescope.cli.recipe import EvaluationConfig, ModelConfig, recorded_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ def setting_of(
     """
     recorded = metadata["saescope"].get("run")
     if recorded:
-        run = run_from_dict(recorded, f"{path}/cfg.json")
+        run = recorded_run(recorded, f"{path}/cfg.json")
         own_splits = run.held_out is None and has_own_splits(run.dataset.name)
         setting = Setting(
             model=run.model,

@@ -56,12 +56,20 @@ class FeatureSet:
     """Sentences for whoever asked: what the files lack, what was left out."""
 
     def write_to(self, store: Store, *, overwrite: bool = False) -> None:
-        """Write the analysis in one transaction, then what people had written, each entry in one of its own.
+        """Write analysis and evaluations in one transaction, then what people had written, each entry in one of its own.
 
-        Writing the same set again with `overwrite` adds no explanation, note or evaluation twice. Raises what
+        Writing the same set again with `overwrite` adds no explanation and no note twice. Raises what
         `Store.write` raises, and `ValueError` for a damaged file; until the analysis is whole nothing is written.
         """
-        store.write(self.dictionary, self.analysis, self.features, self.windows, self.examples, overwrite=overwrite)
+        store.write(
+            self.dictionary,
+            self.analysis,
+            self.features,
+            self.windows,
+            self.examples,
+            evaluations=self.evaluations,
+            overwrite=overwrite,
+        )
         name = self.dictionary.name
         said = {(index, known.text, known.method, known.author) for index, known in store.explanations(name)}
         for index, explanation in self.explanations:
@@ -76,7 +84,3 @@ class FeatureSet:
                 store.add_note(name, index, note)
         for index in self.bookmarks:
             store.bookmark(name, index)
-        measured = {(known.study, known.metric, known.variant) for known in store.evaluations(name)}
-        new = [result for result in self.evaluations if (result.study, result.metric, result.variant) not in measured]
-        if new:
-            store.add_evaluations(name, new)

@@ -38,7 +38,7 @@ def resolve_address(address: str | Path | None) -> Path | str:
     if _MONGODB.match(address):
         raise ValueError(
             "saescope keeps features in SQLite or PostgreSQL, not in MongoDB: it has one schema, tested on both. "
-            "Give a file or a postgresql:// URL; reading a Language-Model-SAEs database is planned as "
+            "Give a file or a postgresql:// URL; a dump of a Language-Model-SAEs database is read by "
             "`saescope store import --from lm-saes DUMP`"
         )
     if "://" in address:

@@ -1,4 +1,4 @@
-"""Which features a list is about: bounds on numbers, words, a tag, a bookmark, as conditions on a row `f` of `feature`."""
+"""Which features a list is about: bounds on numbers, words, a tag, a bookmark, as conditions on a row of `feature`."""
 
 from __future__ import annotations
 
@@ -29,8 +29,12 @@ Bounds = tuple[float | None, float | None]
 
 @dataclass(frozen=True)
 class Condition:
-    """One condition, and the query that alone would give the indices of all features that meet it."""
+    """A condition on a column of `feature`, and the query that alone would give the indices of all that meet it.
 
+    In the test `{f}` stands for what comes before a column's name.
+    """
+
+    column: str
     test: str
     indices: str
 
@@ -63,11 +67,13 @@ def make_filter(
     conditions: list[Condition] = []
     values: dict[str, Any] = {"analysis_id": found.analysis_id, "dictionary_id": found.dictionary_id}
     for key, bounds in where.items():
-        column = column_of(key, "filtered")
+        column, tests = column_of(key, "filtered"), []
         for name, sign, bound in zip(("low", "high"), (">=", "<="), _checked(key, bounds), strict=True):
             if bound is not None:
                 values[f"{name}_{key}"] = bound
-                conditions.append(_on_feature(f"{column} {sign} :{name}_{key}"))
+                tests.append(f"{{f}}{column} {sign} :{name}_{key}")
+        if tests:
+            conditions.append(_on_number(column, " and ".join(tests)))
     if search is not None:
         conditions.append(_on_words(dialect))
         words = wanted(search)
@@ -84,12 +90,13 @@ def make_filter(
     return Filter(tuple(conditions), values)
 
 
-def _on_feature(test: str) -> Condition:
-    return Condition(f"f.{test}", f"select feature_index from feature where analysis_id = :analysis_id and {test}")
+def _on_number(column: str, test: str) -> Condition:
+    in_table = test.replace("{f}", "")
+    return Condition(column, test, f"select feature_index from feature where analysis_id = :analysis_id and {in_table}")
 
 
 def _on_set(indices: str) -> Condition:
-    return Condition(f"f.feature_index in ({indices})", indices)
+    return Condition("feature_index", f"{{f}}feature_index in ({indices})", indices)
 
 
 def _on_words(dialect: str) -> Condition:

@@ -1,15 +1,17 @@
 """Lists of features: sorted by any number, filtered, page after page without counting what came before.
 
-A page is three short walks one after the other: features with the same value as the last one shown, those beyond it,
-those without a value. Each is a stretch of the index of the sort key. Only the features that are shown are looked up whole.
+A page is up to three walks one after the other: features with the same value as the last one shown, those beyond it, those
+without a value. Each is a stretch of the index of the sort key, and the next begins only where the page is not full.
 
-What a walk skips costs time as well. Where few features pass a filter, it is quicker to take them all and sort them:
-PostgreSQL decides so by its statistics, for SQLite it is decided here, by counting up to `_FEW` in each filter's index.
+What a walk has to skip costs time as well. PostgreSQL finds the shortest way by its statistics. For SQLite it is found here:
+where few features meet one of the conditions, those are taken and sorted; else the walk goes on for `_STEPS`, and where
+the page is not full by then, one pass through all features takes no longer than so many steps of an index.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, text
@@ -21,7 +23,8 @@ from saescope.store.records import FeatureList, FeatureRecord
 from saescope.store.rows import read_feature
 
 SORT_KEYS = tuple(KEYS)
-_FEW = 5000
+_FEW = 2500  # features that are taken and sorted; looking one up takes about a microsecond
+_STEPS = 4000
 
 
 def read_features(
@@ -45,15 +48,16 @@ def read_features(
     cursor = None if after is None else read_cursor(after, sort=sort, descending=descending)
     found = find(connection, name, analysis)
     chosen = make_filter(found, connection.dialect.name, where=where, search=search, tag=tag, bookmarked=bookmarked)
-    source = _source(connection, chosen, column)
-    statement, values = _page(source, column, descending=descending, cursor=cursor)
-    values |= chosen.values | {"most": limit + 1}  # one more tells whether there is a next page
-    rows = connection.execute(text(statement), values).mappings().all()
-    features = [read_feature(row) for row in rows[:limit]]
-    if len(rows) <= limit:
-        return FeatureList(features=tuple(features))
-    last = features[-1]
-    return FeatureList(features=tuple(features), next=str(Cursor(sort, descending, value_of(last, sort), last.index)))
+    features: list[FeatureRecord] = []
+    few = _fewest(connection, chosen)
+    for walk in _walks(column, descending=descending, cursor=cursor):
+        most = limit + 1 - len(features)  # one more tells whether there is a next page
+        if most:
+            features += _taken(connection, chosen, few, column, walk, most)
+    page = tuple(features[:limit])
+    if len(features) <= limit:
+        return FeatureList(features=page)
+    return FeatureList(features=page, next=str(Cursor(sort, descending, value_of(page[-1], sort), page[-1].index)))
 
 
 def count_features(
@@ -80,26 +84,79 @@ def value_of(feature: FeatureRecord, key: str) -> float | None:
     return getattr(feature, key)
 
 
-def _source(connection: Connection, chosen: Filter, column: str) -> tuple[str, str]:
-    """What the walks go through, and the expressions before the first of them."""
-    conditions = _conditions(chosen.conditions)
+@dataclass(frozen=True)
+class _Walk:
+    """A stretch of the sorted list: which features, in which order. `{f}` as in a `Condition`."""
+
+    test: str
+    order: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def _walks(column: str, *, descending: bool, cursor: Cursor | None) -> list[_Walk]:
+    """The stretches of the list after the cursor."""
+    value, index = f"{{f}}{column}", "{f}feature_index"
+    beyond, direction = ("<", "desc") if descending else (">", "asc")
+    if column == "feature_index":
+        if cursor is None:
+            return [_Walk("true", f"{index} {direction}")]
+        return [_Walk(f"{index} {beyond} :last_index", f"{index} {direction}", {"last_index": cursor.index})]
+    by_value, missing = f"{value} {direction}, {index}", f"{value} is null"
+    if cursor is None:
+        return [_Walk(f"{value} is not null", by_value), _Walk(missing, index)]
+    same = {"last_index": cursor.index}
+    if cursor.value is None:
+        return [_Walk(f"{missing} and {index} > :last_index", index, same)]
+    last = {"last_value": cursor.value}
+    return [
+        _Walk(f"{value} = :last_value and {index} > :last_index", index, last | same),
+        _Walk(f"{value} {beyond} :last_value", by_value, last),
+        _Walk(missing, index),
+    ]
+
+
+def _taken(
+    connection: Connection, chosen: Filter, few: Condition | None, column: str, walk: _Walk, most: int
+) -> list[FeatureRecord]:
+    """The first features of a walk that meet the conditions."""
+    values = chosen.values | walk.values | {"most": most}
+    tests = [condition.test for condition in chosen.conditions]
+    order = walk.order.format(f="f.")
+
+    def ask(indices: str) -> list[FeatureRecord]:
+        statement = (  # only the features that are shown are looked up whole
+            f"select f.* from ({indices} limit :most) shown "
+            "join feature f on f.analysis_id = :analysis_id and f.feature_index = shown.feature_index "
+            f"order by {order}"
+        )
+        return [read_feature(row) for row in connection.execute(text(statement), values).mappings()]
+
+    def among(source: str, f: str = "f.") -> str:
+        conditions, by = " and ".join([walk.test, *tests]).format(f=f), walk.order.format(f=f)
+        return f"select f.feature_index from {source} where f.analysis_id = :analysis_id and {conditions} order by {by}"
+
     if connection.dialect.name == "postgresql":
-        return f"feature f where {conditions}", ""
-    few = _fewest(connection, chosen)
-    if few is None:
-        index = "" if column == "feature_index" else f" indexed by feature_by_{column}"
-        return f"feature f{index} where {conditions}", ""
-    others = _conditions(tuple(condition for condition in chosen.conditions if condition is not few))
-    hits = (
-        f"with hits as materialized (select f.feature_index, f.{column} from ({few.indices}) few "
-        f"cross join feature f on f.feature_index = few.feature_index where {others})"
+        return ask(among("feature f"))
+    if few is not None:
+        return ask(among(f"({few.indices}) few cross join feature f on f.feature_index = few.feature_index"))
+    index = "feature f" if column == "feature_index" else f"feature f indexed by feature_by_{column}"
+    if not tests:
+        return ask(among(index))
+    columns = dict.fromkeys([column, "feature_index", *(condition.column for condition in chosen.conditions)])
+    steps = (
+        f"select {', '.join(columns)} from {index} where f.analysis_id = :analysis_id and {walk.test.format(f='f.')} "
+        f"order by {order} limit {_STEPS}"
     )
-    return "hits f where true", hits
+    # their order is that of the steps: SQLite takes one step after the other until there are enough
+    found = ask(f"select f.feature_index from ({steps}) f where {' and '.join(tests).format(f='f.')}")
+    if len(found) < most and connection.scalar(text(f"select count(*) from ({steps})"), values) == _STEPS:
+        return ask(among("feature f", "+f."))  # a plus keeps SQLite from using an index of the column
+    return found
 
 
 def _fewest(connection: Connection, chosen: Filter) -> Condition | None:
-    """The condition that the fewest features meet, if they are few."""
-    if not chosen.conditions:
+    """For SQLite, the condition that the fewest features meet, if they are few."""
+    if connection.dialect.name == "postgresql" or not chosen.conditions:
         return None
     counts = ", ".join(
         f"(select count(*) from ({condition.indices} limit {_FEW + 1}))" for condition in chosen.conditions
@@ -110,44 +167,5 @@ def _fewest(connection: Connection, chosen: Filter) -> Condition | None:
 
 
 def _conditions(conditions: tuple[Condition, ...]) -> str:
-    return " and ".join(["f.analysis_id = :analysis_id", *(condition.test for condition in conditions)])
-
-
-def _page(
-    source: tuple[str, str], column: str, *, descending: bool, cursor: Cursor | None
-) -> tuple[str, dict[str, Any]]:
-    """The statement of one page."""
-    rows, expressions = source
-    value, beyond, direction = f"f.{column}", "<" if descending else ">", "desc" if descending else "asc"
-    walks: list[tuple[str, str]] = []
-    values: dict[str, Any] = {}
-    if column == "feature_index":
-        walks = [("true" if cursor is None else f"{value} {beyond} :last_index", f"{value} {direction}")]
-    else:
-        by_index = "f.feature_index"
-        if cursor is None:
-            walks.append((f"{value} is not null", f"{value} {direction}, {by_index}"))
-        elif cursor.value is not None:
-            walks.append((f"{value} = :last_value and {by_index} > :last_index", by_index))
-            walks.append((f"{value} {beyond} :last_value", f"{value} {direction}, {by_index}"))
-        missing = f"{value} is null"
-        if cursor is not None and cursor.value is None:
-            missing += f" and {by_index} > :last_index"
-        walks.append((missing, by_index))
-    if cursor is not None:
-        values["last_index"] = cursor.index
-        if cursor.value is not None and column != "feature_index":
-            values["last_value"] = cursor.value
-    parts = " union all ".join(
-        f"select * from (select {number} as walk, f.feature_index, {value} as value from {rows} and {test} "
-        f"order by {order} limit :most) walk_{number}"
-        for number, (test, order) in enumerate(walks)
-    )
-    order = f"found.walk, found.value {direction}, found.feature_index"
-    return (
-        f"{expressions} select feature.* from (select * from ({parts}) walks "
-        f"order by {order.replace('found.', '')} limit :most) found "
-        "join feature on feature.analysis_id = :analysis_id and feature.feature_index = found.feature_index "
-        f"order by {order}",
-        values,
-    )
+    tests = (condition.test.format(f="f.") for condition in conditions)
+    return " and ".join(["f.analysis_id = :analysis_id", *tests])

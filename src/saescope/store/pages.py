@@ -19,7 +19,7 @@ from saescope.store import tables
 from saescope.store.finding import check_index, find
 from saescope.store.records import FeaturePage, PageExample
 from saescope.store.rows import (
-    DETAILS,
+    DETAIL_COLUMNS,
     ReadRow,
     read_analysis,
     read_detail,
@@ -56,7 +56,7 @@ _PARTS: _Parts = {
     "analysis": ("0", _columns(tables.analysis, "a"), "a"),
     "feature": (
         "f.feature_index",
-        [*_columns(tables.feature, "f"), *(f"t.{name}" for name in DETAILS)],
+        [*_columns(tables.feature, "f"), *(f"t.{name}" for name in DETAIL_COLUMNS)],
         "feature f join feature_detail t on t.analysis_id = f.analysis_id and t.feature_index = f.feature_index "
         f"where f.{_OF_FEATURE.format('f')}",
     ),

@@ -239,16 +239,16 @@ class Window:
             raise ValueError(
                 f"window {self.id} has {len(self.token_ids)} token ids but {len(self.token_ranges)} character ranges"
             )
-        before = 0
+        before, length = 0, len(self.text)
         for place, (start, end) in enumerate(self.token_ranges):
-            if not 0 <= start <= end <= len(self.text) or start > before or end < before:
+            if not 0 <= start <= end <= length or start > before or end < before:
                 raise ValueError(
-                    f"window {self.id}: token {place} has the characters {start} to {end} of {len(self.text)}, after "
+                    f"window {self.id}: token {place} has the characters {start} to {end} of {length}, after "
                     f"one that ends at {before}; ranges lie in order and leave nothing out"
                 )
             before = end
-        if before != len(self.text):
-            raise ValueError(f"window {self.id}: its tokens end at character {before} of {len(self.text)}")
+        if before != length:
+            raise ValueError(f"window {self.id}: its tokens end at character {before} of {length}")
 
     @classmethod
     def of_texts(cls, *, id: int, document: str, offset: int, token_ids: Any, token_texts: Any) -> Window:

@@ -31,11 +31,14 @@ from saescope.store.records import (
     Window,
 )
 from saescope.store.texts import (
+    are_float32,
+    nearest_float32,
     now,
     pack_edges,
     pack_float32,
     pack_ranges,
     plain,
+    shortest_float32,
     to_json,
     unpack_edges,
     unpack_float32,
@@ -44,6 +47,19 @@ from saescope.store.texts import (
 
 Row = dict[str, Any]  # to be inserted
 ReadRow = Mapping[Any, Any]  # as a query gives it
+
+DETAILS = (
+    "histogram",
+    "bands",
+    "positions",
+    "top_logits",
+    "bottom_logits",
+    "logit_histogram",
+    "neighbours",
+    "sources",
+)
+_FLOAT32 = {"top_logits": "top_float32", "bottom_logits": "bottom_float32", "neighbours": "neighbours_float32"}
+DETAIL_COLUMNS = (*DETAILS, *_FLOAT32.values())
 
 
 def dictionary_row(record: DictionaryRecord) -> Row:
@@ -125,45 +141,45 @@ def read_feature(row: ReadRow) -> FeatureRecord:
     return FeatureRecord(index=row["feature_index"], label=label, **{name: row[name] for name in NUMBERS})
 
 
-def detail_values(detail: FeatureDetail, what: str, only: Sequence[str] | None = None) -> Row:
+def detail_values(detail: FeatureDetail, what: str, only: Sequence[str] = DETAILS) -> Row:
     """The columns that a feature's details fill, all or some of them."""
-
-    def told(name: str) -> Any:
+    row: Row = {}
+    for name in only:
         value = getattr(detail, name)
+        told: Any
         match name:
             case "histogram" | "logit_histogram":
-                return [pack_edges(value.edges), list(value.counts)]
+                told = [pack_edges(value.edges), list(value.counts)]
             case "bands":
-                return [[b.kind, b.number, b.low, b.high, b.num_windows, b.num_tokens, b.share] for b in value]
+                told = [[b.kind, b.number, b.low, b.high, b.num_windows, b.num_tokens, b.share] for b in value]
             case "top_logits" | "bottom_logits":
-                return [[logit.token_id, logit.text, logit.logit] for logit in value]
+                numbers, row[_FLOAT32[name]] = _shortened([logit.logit for logit in value])
+                told = [[logit.token_id, logit.text, x] for logit, x in zip(value, numbers, strict=True)]
             case "neighbours":
-                return {
-                    kind: [
-                        [n.feature, n.value] if n.num_both is None else [n.feature, n.value, n.num_both] for n in near
-                    ]
-                    for kind, near in value.items()
-                }
-        return list(value)
+                near = [(kind, n) for kind, some in value.items() for n in some]
+                numbers, row[_FLOAT32[name]] = _shortened([n.value for _, n in near])
+                told = {kind: [] for kind in value}
+                for (kind, n), x in zip(near, numbers, strict=True):
+                    told[kind].append([n.feature, x] if n.num_both is None else [n.feature, x, n.num_both])
+            case _:
+                told = list(value)
+        row[name] = to_json(told, f"{what}: {name.replace('_', ' ')}")
+    return row
 
-    names = DETAILS if only is None else only
-    return {name: to_json(told(name), f"{what}: {name.replace('_', ' ')}") for name in names}
 
-
-DETAILS = (
-    "histogram",
-    "bands",
-    "positions",
-    "top_logits",
-    "bottom_logits",
-    "logit_histogram",
-    "neighbours",
-    "sources",
-)
+def _shortened(values: list[float]) -> tuple[list[float], int]:
+    """The numbers to be written, and 1 if they stand for the nearest float32."""
+    return (shortest_float32(values), 1) if are_float32(values) else (values, 0)
 
 
 def read_detail(row: ReadRow) -> FeatureDetail:
     told = {name: json.loads(row[name]) for name in DETAILS}
+    for name, flag in _FLOAT32.items():
+        if row[flag]:
+            pairs = [pair for some in told[name].values() for pair in some] if name == "neighbours" else told[name]
+            place = 1 if name == "neighbours" else 2
+            for pair, value in zip(pairs, nearest_float32(pair[place] for pair in pairs), strict=True):
+                pair[place] = value
     return FeatureDetail(
         histogram=_histogram(told["histogram"]),
         bands=tuple(

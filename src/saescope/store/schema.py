@@ -75,10 +75,10 @@ create table feature (
     num_firings            bigint not null,
     density                double precision not null,  -- share of the tokens on which it fires
     max_activation         double precision not null,
-    mean_activation        double precision not null,  -- over all tokens
-    std_activation         double precision not null,  -- over all tokens
-    mean_positive          double precision not null,  -- over its firings
-    median_positive        double precision not null,  -- snapped to an edge of the histogram
+    mean_activation        double precision,  -- over all tokens
+    std_activation         double precision,  -- over all tokens
+    mean_positive          double precision,  -- over its firings
+    median_positive        double precision,  -- snapped to an edge of the histogram
     num_windows            bigint not null,            -- in which it fires
     first_firing           bigint,                     -- numbers of tokens
     last_firing            bigint,
@@ -115,7 +115,9 @@ create table feature_detail (
     logit_histogram text not null,           -- JSON: [edges, counts]
     neighbours      text not null,           -- JSON object: kind to a list of [feature, value, tokens on both]
     sources         text not null,           -- JSON list: decoder norms by source of a crosscoder
-    float32         smallint not null,       -- 1: numbers of logits and neighbours stand for the nearest float32
+    top_float32        smallint not null,    -- 1: the numbers in the list stand for the nearest float32
+    bottom_float32     smallint not null,
+    neighbours_float32 smallint not null,
     primary key (analysis_id, feature_index),
     foreign key (analysis_id, feature_index) references feature (analysis_id, feature_index)
 );

@@ -41,7 +41,7 @@ feature = _table(
 feature_detail = _table(
     "feature_detail",
     "analysis_id feature_index histogram:text bands:text positions:text top_logits:text bottom_logits:text "
-    "logit_histogram:text neighbours:text sources:text",
+    "logit_histogram:text neighbours:text sources:text top_float32 bottom_float32 neighbours_float32",
 )
 text_window = _table(
     "text_window",

@@ -22,7 +22,7 @@ from saescope.store.records import (
     TrainingRun,
     Window,
 )
-from saescope.store.rows import analysis_row, detail_values, example_row, feature_row, window_row
+from saescope.store.rows import DETAIL_COLUMNS, analysis_row, detail_values, example_row, feature_row, window_row
 from saescope.store.search_index import index_words
 
 
@@ -103,15 +103,10 @@ def insert_features(connection: Connection, analysis_id: int, features: Iterable
     remaining = iter(features)
     while batch := list(islice(remaining, BATCH)):
         insert_rows(connection, tables.feature, (feature_row(analysis_id, feature.record) for feature in batch))
-        insert_rows(
-            connection,
-            tables.feature_detail,
-            (
-                (
-                    analysis_id,
-                    feature.record.index,
-                    *detail_values(feature.detail, f"feature {feature.record.index}").values(),
-                )
-                for feature in batch
-            ),
-        )
+        insert_rows(connection, tables.feature_detail, (_detail_row(analysis_id, feature) for feature in batch))
+
+
+def _detail_row(analysis_id: int, feature: Feature) -> tuple[Any, ...]:
+    index = feature.record.index
+    values = detail_values(feature.detail, f"feature {index}")
+    return (analysis_id, index, *(values[name] for name in DETAIL_COLUMNS))

@@ -75,7 +75,11 @@ def read_lm_saes(
         pass  # to check every number
     for _ in explanations(scan):
         pass
-    marks = read_bookmarks(database, chosen, dictionary.d_sae)
+    all_marks = read_bookmarks(database, chosen, dictionary.d_sae)
+    marks = [mark for mark in all_marks if mark.feature in scan.places]
+    remarks = [*_remarks(scan, database, dictionary.d_sae)]
+    if len(marks) < len(all_marks):
+        remarks.append(f"{len(all_marks) - len(marks):,} bookmarks of features without the analysis were left out")
     return FeatureSet(
         dictionary=dictionary,
         analysis=record,
@@ -87,7 +91,7 @@ def read_lm_saes(
         notes=tuple((mark.feature, Note(text=mark.note, created_at=mark.created_at)) for mark in marks if mark.note),
         bookmarks=tuple(mark.feature for mark in marks),
         evaluations=read_metrics(scan),
-        remarks=tuple(_remarks(scan, database, dictionary.d_sae)),
+        remarks=tuple(remarks),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import re
 import sys
 import zlib
@@ -62,13 +63,15 @@ class CheckedLine:
             return []
         if not isinstance(values, list):
             raise self.error(f"{key} is {_short(values)}, expected a list of numbers")
+        if set(map(type, values)) <= {float} and all(map(math.isfinite, values)):
+            return values  # as nearly always: there are many values
         return [self._finite(key, value) for value in values]
 
     def texts(self, key: str) -> list[str]:
         values = self.line.get(key)
         if values is None:
             return []
-        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        if not isinstance(values, list) or not set(map(type, values)) <= {str}:
             raise self.error(f"{key} is {_short(values)}, expected a list of texts")
         return values
 

@@ -296,5 +296,6 @@ def _clean(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _clean(entry) for key, entry in value.items()}
     if isinstance(value, list) and value and not isinstance(value[0], int | float):
-        return [_clean(entry) for entry in value]
+        are_fit_texts = isinstance(value[0], str) and not _UNFIT.search("".join(value))
+        return value if are_fit_texts else [_clean(entry) for entry in value]
     return value
