@@ -78,7 +78,7 @@ def test_the_page_of_analysis_runs(tmp_path):
     page = "docs/analysis.md"
     small = (
         "saescope train demo -o windows.max_tokens=20000 -o training.num_tokens=4096 -o dictionary.d_sae=256 "
-        "-o stream.buffer_size_tokens=4096"
+        "-o stream.buffer_size_tokens=4096 -o analysis.map=pca"
     )
     (tmp_path / "notes.jsonl").write_text(
         "".join(json.dumps({"text": f"note {n}: " + "x = 1 " * 90}) + "\n" for n in range(40))

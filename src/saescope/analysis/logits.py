@@ -64,7 +64,7 @@ def logit_effects(
     *,
     num_tokens: int = 10,
     num_bins: int = NUM_BINS,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     chunk_rows: int | None = None,
 ) -> Iterator[LogitEffects]:
     """The effects of every decoder row, ``[d_sae, d_in]``, in order.
@@ -79,7 +79,7 @@ def logit_effects(
         num_tokens: tokens kept in each direction; all of them if the vocabulary has no more. Meant for tens: time grows
             with its square in the thousands.
         num_bins: of the histogram.
-        dtype: of the products, ``torch.float32`` or ``torch.float64``.
+        dtype: of the products, ``torch.float32`` or ``torch.float64``; by default float64 if the unembedding is float64.
         chunk_rows: rows done together; by default as many as the memory above allows. It changes no more than rounding.
 
     Raises:
@@ -89,6 +89,8 @@ def logit_effects(
     for name, value in (("num_tokens", num_tokens), ("num_bins", num_bins), ("chunk_rows", chunk_rows)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if dtype is None:
+        dtype = torch.float64 if unembedding.weight.dtype == torch.float64 else torch.float32
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"logit effects are computed in torch.float32 or torch.float64, not in {dtype}")
     vocab, width = unembedding.weight.shape
