@@ -86,7 +86,7 @@ def _private_postgres(missing: Callable[[str, str], None]) -> Iterator[Path]:
                 time.sleep(0.02)
         yield base
     finally:
-        server.send_signal(signal.SIGINT)  # a fast shutdown; SIGTERM would wait for clients
+        server.send_signal(signal.SIGQUIT)  # at once: SIGTERM would wait for clients, SIGINT write what is thrown away
         server.wait(20)
         shutil.rmtree(base)
 

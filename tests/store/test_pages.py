@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -90,6 +91,37 @@ def test_a_page_is_one_statement(store: Store, make: SimpleNamespace, fill: Call
     assert len(said) == 1
     assert (page.dictionary.name, len(page.all_examples), len(page.explanations)) == ("other", 3, 1)
     assert store.page("tiny", 2).explanations == ()
+
+
+def test_a_page_is_one_round_trip_to_a_server(
+    new_postgres: Callable[[], str], fill: Callable[..., object], tmp_path: Path
+) -> None:
+    with Store.open(new_postgres()) as store:
+        fill(store)
+        page = store.page("tiny", 2)
+        with store._engine.connect() as connection:
+            driver: Any = connection.connection.driver_connection
+        with open(tmp_path / "trace", "wb") as file:  # what the client library sends and gets
+            driver.pgconn.trace(file.fileno())
+            assert store.page("tiny", 2) == page
+            driver.pgconn.untrace()
+    said = [line.split("\t") for line in (tmp_path / "trace").read_text().splitlines()]
+    assert [line[3] for line in said if "F" in line and line[3] in ("Query", "Sync")] == ["Sync"]
+    assert [line[3] for line in said if "B" in line].count("ReadyForQuery") == 1
+
+
+def test_a_server_that_came_back_is_asked_again(new_postgres: Callable[[], str], fill: Callable[..., object]) -> None:
+    address = new_postgres()
+    with Store.open(address) as store, Store.open(address) as other:
+        fill(store)
+        page = store.page("tiny", 2)
+        others = "from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+        with other._engine.connect() as connection:
+            connection.exec_driver_sql(f"select pg_terminate_backend(pid) {others}")
+            while connection.exec_driver_sql(f"select count(*) {others}").scalar_one():
+                connection.rollback()  # or the statistics stay those of this transaction
+        assert store.page("tiny", 2) == page
+        store.tag("tiny", 2, "seen")
 
 
 def _sent(store: Store, num_examples: int, make: SimpleNamespace) -> list[int]:

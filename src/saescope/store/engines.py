@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import selectors
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, Engine, QueuePool, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
 
 from saescope.store import schema
 from saescope.store.tables import TABLES
@@ -77,9 +79,14 @@ def settle(engine: Engine, *, shrink: bool = False) -> None:
                     connection.exec_driver_sql(f"vacuum (analyze) {table.name}")
         else:
             with contextlib.closing(engine.raw_connection()) as raw:
-                if shrink:
-                    raw.cursor().execute("vacuum")
-                raw.cursor().execute("pragma wal_checkpoint(truncate)")
+                cursor = raw.cursor()
+                cursor.execute("pragma busy_timeout = 200")  # milliseconds: a reader may go on for hours
+                try:
+                    if shrink:
+                        cursor.execute("vacuum")
+                    cursor.execute("pragma wal_checkpoint(truncate)")
+                finally:
+                    cursor.execute(f"pragma busy_timeout = {_BUSY_SECONDS * 1000:.0f}")
 
 
 @contextlib.contextmanager
@@ -197,10 +204,19 @@ def _postgresql(address: str) -> tuple[Engine, str]:
             f"{address!r} is not a PostgreSQL address; expected postgresql://USER@HOST/DATABASE"
         ) from error
     try:
-        engine = create_engine(url, pool_pre_ping=True)
+        engine = create_engine(url)
     except ModuleNotFoundError as error:
         raise ValueError(
             "a PostgreSQL store needs the driver psycopg, which is not installed: pip install 'saescope[postgres]'"
         ) from error
+
+    @event.listens_for(engine, "checkout")
+    def checkout(connection: Any, *_: object) -> None:
+        # A server that went away has closed the socket, and that end is there to be read. To ask the server would be a
+        # second round trip for every question.
+        with selectors.DefaultSelector() as selector:
+            selector.register(connection.fileno(), selectors.EVENT_READ)
+            if selector.select(0):
+                raise DisconnectionError("the server has closed the connection")  # the pool makes another
 
     return engine, url.render_as_string(hide_password=True)

@@ -29,14 +29,15 @@ Bounds = tuple[float | None, float | None]
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition on a column of `feature`, and the query that alone would give the indices of all that meet it.
-
-    In the test `{f}` stands for what comes before a column's name.
-    """
+    """A condition on a column of `feature`, said in three ways. In tests `{f}` stands for what comes before a column."""
 
     column: str
     test: str
+    """For a look at all features."""
+    each: str
+    """For a look at one after the other that may end soon; never made a join of, so that their order stays."""
     indices: str
+    """The query that gives the indices of the features that meet it, quick where they are few."""
 
 
 @dataclass(frozen=True)
@@ -75,38 +76,50 @@ def make_filter(
         if tests:
             conditions.append(_on_number(column, " and ".join(tests)))
     if search is not None:
-        conditions.append(_on_words(dialect))
         words = wanted(search)
+        conditions.append(_on_words(dialect, len(words)))
         if dialect == "sqlite":
             first = found.analysis_id * SCALE
             values |= {"words": fts5_query(words), "first_text": first, "last_text": first + SCALE - 1}
         else:
             values["words"] = tsquery(words)
+            values |= {f"word_{i}": f" {word}" for i, word in enumerate(words)}
     if tag is not None:
         values["tag"] = tag
-        conditions.append(_on_set("select feature_index from tag where dictionary_id = :dictionary_id and name = :tag"))
+        conditions.append(_on_mark("tag", "tag.dictionary_id = :dictionary_id and tag.name = :tag"))
     if bookmarked:
-        conditions.append(_on_set("select feature_index from bookmark where dictionary_id = :dictionary_id"))
+        conditions.append(_on_mark("bookmark", "bookmark.dictionary_id = :dictionary_id"))
     return Filter(tuple(conditions), values)
 
 
 def _on_number(column: str, test: str) -> Condition:
     in_table = test.replace("{f}", "")
-    return Condition(column, test, f"select feature_index from feature where analysis_id = :analysis_id and {in_table}")
+    indices = f"select feature_index from feature where analysis_id = :analysis_id and {in_table}"
+    return Condition(column, test=test, each=test, indices=indices)
 
 
-def _on_set(indices: str) -> Condition:
-    return Condition("feature_index", f"{{f}}feature_index in ({indices})", indices)
+def _on_mark(table: str, test: str) -> Condition:
+    indices = f"select feature_index from {table} where {test}"
+    each = f"coalesce((select true from {table} where {test} and {table}.feature_index = {{f}}feature_index), false)"
+    return Condition("feature_index", test=f"{{f}}feature_index in ({indices})", each=each, indices=indices)
 
 
-def _on_words(dialect: str) -> Condition:
+def _on_words(dialect: str, num_words: int) -> Condition:
     if dialect == "sqlite":
-        return _on_set(
+        indices = (
             "select rowid - :first_text as feature_index from feature_search "
             "where feature_search match :words and rowid between :first_text and :last_text"
         )
-    return _on_set(
-        "select feature_index from feature_text where analysis_id = :analysis_id and search @@ cast(:words as tsquery)"
+        test = f"coalesce({{f}}feature_index in ({indices}), false)"
+        return Condition("feature_index", test=test, each=test, indices=indices)
+    # to look for words in a text is quicker than to make a set of its words; the index has those sets already
+    here = "from feature_text where analysis_id = :analysis_id"
+    found = " and ".join(f"strpos(' ' || words, :word_{i}) > 0" for i in range(num_words))
+    return Condition(
+        "feature_index",
+        test=f"{{f}}feature_index in (select feature_index {here} and {found})",
+        each=f"coalesce((select {found} {here} and feature_text.feature_index = {{f}}feature_index), false)",
+        indices=f"select feature_index {here} and word_set(words) @@ cast(:words as tsquery)",
     )
 
 

@@ -3,9 +3,9 @@
 A page is up to three walks one after the other: features with the same value as the last one shown, those beyond it, those
 without a value. Each is a stretch of the index of the sort key, and the next begins only where the page is not full.
 
-What a walk has to skip costs time as well. PostgreSQL finds the shortest way by its statistics. For SQLite it is found here:
-where few features meet one of the conditions, those are taken and sorted; else the walk goes on for `_STEPS`, and where
-the page is not full by then, one pass through all features takes no longer than so many steps of an index.
+What a walk has to skip costs time as well. Where few features meet one of the conditions, those are taken and sorted. Else
+the walk goes on for `_STEPS`, and where the page is not full by then, one pass through all features takes no longer than
+many more steps of an index. Both databases are led: neither knows how sort key and conditions depend on each other.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ from saescope.store.rows import read_feature
 SORT_KEYS = tuple(KEYS)
 _FEW = 2500  # features that are taken and sorted; looking one up takes about a microsecond
 _STEPS = 4000
+_LOOKED_UP = {  # one after the other, whatever else the planner thinks of
+    "sqlite": "few cross join feature f where f.feature_index = few.feature_index and",
+    "postgresql": "few cross join lateral (select * from feature where analysis_id = :analysis_id "
+    "and feature_index = few.feature_index offset 0) f where",
+}
 
 
 def read_features(
@@ -73,7 +78,12 @@ def count_features(
     """See `Store.count`."""
     found = find(connection, name, analysis)
     chosen = make_filter(found, connection.dialect.name, where=where, search=search, tag=tag, bookmarked=bookmarked)
-    statement = f"select count(*) from feature f where {_conditions(chosen.conditions)}"
+    few = _fewest(connection, chosen)
+    tests = " and ".join(["true", *(c.test for c in chosen.conditions if c is not few)]).format(f="f.")
+    before, source = "", "feature f where"
+    if few is not None:
+        before, source = f"with few as materialized ({few.indices})", _LOOKED_UP[connection.dialect.name]
+    statement = f"{before} select count(*) from {source} f.analysis_id = :analysis_id and {tests}"
     return connection.scalar(text(statement), chosen.values) or 0
 
 
@@ -120,12 +130,12 @@ def _taken(
 ) -> list[FeatureRecord]:
     """The first features of a walk that meet the conditions."""
     values = chosen.values | walk.values | {"most": most}
-    tests = [condition.test for condition in chosen.conditions]
+    tests = [condition.test for condition in chosen.conditions if condition is not few]
     order = walk.order.format(f="f.")
 
-    def ask(indices: str) -> list[FeatureRecord]:
+    def ask(indices: str, before: str = "") -> list[FeatureRecord]:
         statement = (  # only the features that are shown are looked up whole
-            f"select f.* from ({indices} limit :most) shown "
+            f"{before} select f.* from ({indices} limit :most) shown "
             "join feature f on f.analysis_id = :analysis_id and f.feature_index = shown.feature_index "
             f"order by {order}"
         )
@@ -133,39 +143,35 @@ def _taken(
 
     def among(source: str, f: str = "f.") -> str:
         conditions, by = " and ".join([walk.test, *tests]).format(f=f), walk.order.format(f=f)
-        return f"select f.feature_index from {source} where f.analysis_id = :analysis_id and {conditions} order by {by}"
+        return f"select f.feature_index from {source} f.analysis_id = :analysis_id and {conditions} order by {by}"
 
-    if connection.dialect.name == "postgresql":
-        return ask(among("feature f"))
     if few is not None:
-        return ask(among(f"({few.indices}) few cross join feature f on f.feature_index = few.feature_index"))
-    index = "feature f" if column == "feature_index" else f"feature f indexed by feature_by_{column}"
+        return ask(among(_LOOKED_UP[connection.dialect.name]), f"with few as materialized ({few.indices})")
+    walked = "feature f where"
+    if connection.dialect.name == "sqlite" and column != "feature_index":
+        walked = f"feature f indexed by feature_by_{column} where"
     if not tests:
-        return ask(among(index))
+        return ask(among(walked))
     columns = dict.fromkeys([column, "feature_index", *(condition.column for condition in chosen.conditions)])
     steps = (
-        f"select {', '.join(columns)} from {index} where f.analysis_id = :analysis_id and {walk.test.format(f='f.')} "
+        f"select {', '.join(columns)} from {walked} f.analysis_id = :analysis_id and {walk.test.format(f='f.')} "
         f"order by {order} limit {_STEPS}"
     )
-    # their order is that of the steps: SQLite takes one step after the other until there are enough
-    found = ask(f"select f.feature_index from ({steps}) f where {' and '.join(tests).format(f='f.')}")
-    if len(found) < most and connection.scalar(text(f"select count(*) from ({steps})"), values) == _STEPS:
-        return ask(among("feature f", "+f."))  # a plus keeps SQLite from using an index of the column
+    # in the order of the steps, which are taken one after the other until there are enough
+    each = " and ".join(condition.each for condition in chosen.conditions).format(f="f.")
+    found = ask(f"select f.feature_index from ({steps}) f where {each}")
+    if len(found) < most and connection.scalar(text(f"select count(*) from ({steps}) counted"), values) == _STEPS:
+        return ask(among("feature f where", "+f."))  # a plus keeps both from using an index of the column
     return found
 
 
 def _fewest(connection: Connection, chosen: Filter) -> Condition | None:
-    """For SQLite, the condition that the fewest features meet, if they are few."""
-    if connection.dialect.name == "postgresql" or not chosen.conditions:
+    """The condition that the fewest features meet, if they are few."""
+    if not chosen.conditions:
         return None
     counts = ", ".join(
-        f"(select count(*) from ({condition.indices} limit {_FEW + 1}))" for condition in chosen.conditions
+        f"(select count(*) from ({condition.indices} limit {_FEW + 1}) counted)" for condition in chosen.conditions
     )
     found = connection.execute(text(f"select {counts}"), chosen.values).one()
     fewest, position = min((count, position) for position, count in enumerate(found))
     return chosen.conditions[position] if fewest <= _FEW else None
-
-
-def _conditions(conditions: tuple[Condition, ...]) -> str:
-    tests = (condition.test.format(f="f.") for condition in conditions)
-    return " and ".join(["f.analysis_id = :analysis_id", *tests])
