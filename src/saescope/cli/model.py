@@ -8,7 +8,9 @@ import typer
 
 
 def model(
-    windows: Annotated[int | None, typer.Option(min=1, help="Measure on so many windows only. \\[default: all]")] = None,
+    windows: Annotated[
+        int | None, typer.Option(min=1, help="Measure on so many windows only. \\[default: all]")
+    ] = None,
 ) -> None:
     """Measure the bundled language model on held-out source files of this Python's standard library."""
     from rich.console import Console
