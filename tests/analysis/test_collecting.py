@@ -76,10 +76,10 @@ def test_shards_are_the_whole(dictionary, text, whole, tmp_path, order):
         collect(dictionary, text, CONFIG, windows=(cuts[part], cuts[part + 1])).save(tmp_path / f"{part}.npz")
     first, *others = (Collected.load(tmp_path / f"{part}.npz") for part in order)
     with pytest.raises(ValueError, match="merge all shards"):
-        first.require(text)
+        first.require(dictionary, text, CONFIG)
     for other in others:
         first.merge(other)
-    first.require(text)
+    first.require(dictionary, text, CONFIG)
     same(first, whole)
     with pytest.raises(ValueError, match="in both parts"):
         first.merge(Collected.load(tmp_path / "1.npz"))
@@ -90,14 +90,16 @@ def test_other_settings_are_not_mixed(dictionary, text, tmp_path):
     a = collect(dictionary, text, CONFIG, windows=(0, 4))
     a.save(file)
     other = AnalysisConfig(num_examples=4, num_cofiring_tokens=150)
-    with pytest.raises(ValueError, match=r"different settings.*num_top"):
+    with pytest.raises(ValueError, match=r"num_top: 3, the other's 4"):
         a.merge(collect(dictionary, text, other, windows=(4, 8)))
     with pytest.raises(ValueError, match="other settings; remove it"):
         collect(dictionary, text, other, windows=(0, 4), checkpoint=file)
     with pytest.raises(ValueError, match="other settings; remove it"):
         collect(TopK(dictionary.config, seed=2), text, CONFIG, windows=(0, 4), checkpoint=file)
-    with pytest.raises(ValueError, match="another text"):
-        a.require(LiveText(text.model, text.windows, [HOOK], num_tokens=100))
+    with pytest.raises(ValueError, match=r"text: .* asked for"):
+        a.require(dictionary, LiveText(text.model, text.windows, [HOOK], num_tokens=100), CONFIG)
+    with pytest.raises(ValueError, match=r"dictionary: .* asked for"):
+        a.require(TopK(dictionary.config, seed=2), text, CONFIG)
 
 
 def test_damaged_and_missing_files_are_named(dictionary, text, tmp_path):
@@ -155,7 +157,7 @@ found.save(Path(sys.argv[2]))
     checkpoint, kills = tmp_path / "work.npz", 0
     generator = np.random.default_rng(0)
     reached = [0]
-    while kills < 6:
+    while kills < 4:
         with start(checkpoint, tmp_path / "killed.npz") as process:
             time.sleep(float(generator.uniform(0.02, 0.25)) * seconds)
             if process.poll() is not None:

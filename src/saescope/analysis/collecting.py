@@ -38,15 +38,20 @@ class Collected:
     done: list[tuple[int, int]]  # windows that were read: first, and the one after the last
     of: tuple[int, int]  # windows that are to be read
 
-    def require(self, text: Text) -> None:
-        """ValueError unless every window of ``text`` was read, and no others."""
-        if self.settings["windows"] != fingerprint(text):
-            raise ValueError("these statistics are of another text, or of another part of it; read the text anew")
+    def require(self, dictionary: Dictionary, text: Text, config: AnalysisConfig) -> None:
+        """ValueError unless it was made of this dictionary with these settings, from every window of ``text``."""
+        self._require_equal(_settings(dictionary, text, config), "asked for")
         if self.done != [(0, len(text))]:
             read = ", ".join(f"{first} to {last - 1}" for first, last in self.done)
             raise ValueError(
                 f"the text has {len(text)} windows, and {read or 'none'} were read; merge all shards first"
             )
+
+    def _require_equal(self, settings: dict[str, Any], whose: str) -> None:
+        differ = sorted(key for key in self.settings.keys() | settings if self.settings.get(key) != settings.get(key))
+        if differ:
+            shown = "; ".join(f"{key}: {self.settings.get(key)!r}, {whose} {settings.get(key)!r}" for key in differ)
+            raise ValueError(f"statistics that were made otherwise do not fit ({shown})")
 
     def merge(self, other: Collected) -> None:
         """Add the windows of another pass.
@@ -54,10 +59,7 @@ class Collected:
         Raises:
             ValueError: made with other settings, or of windows that are here already.
         """
-        if self.settings != other.settings:
-            keys = sorted(k for k in self.settings if self.settings[k] != other.settings.get(k))
-            shown = "; ".join(f"{key}: {self.settings[key]!r} and {other.settings.get(key)!r}" for key in keys)
-            raise ValueError(f"statistics made with different settings cannot be merged ({shown})")
+        self._require_equal(other.settings, "the other's")
         ranges = _joined([*self.done, *other.done])
         self.statistics.merge(other.statistics)
         self.sample.merge(other.sample)
@@ -120,12 +122,7 @@ def collect(
         ValueError: a checkpoint of another pass, or no tokens.
     """
     config, of = config or AnalysisConfig(), windows or (0, len(text))
-    settings = {
-        "dictionary": checksum(dictionary),
-        "windows": fingerprint(text),
-        "cofiring tokens": config.num_cofiring_tokens,
-        **asdict(config.statistics(dictionary.d_sae)),
-    }
+    settings = _settings(dictionary, text, config)
     collected = None
     if checkpoint is not None and checkpoint.exists():
         collected = Collected.load(checkpoint)
@@ -161,6 +158,16 @@ def collect(
     if checkpoint is not None and start < of[1]:
         collected.save(checkpoint)
     return collected
+
+
+def _settings(dictionary: Dictionary, text: Text, config: AnalysisConfig) -> dict[str, Any]:
+    """Everything that the result of a pass depends on."""
+    return {
+        "dictionary": checksum(dictionary),
+        "text": fingerprint(text),
+        "num_cofiring_tokens": config.num_cofiring_tokens,
+        **asdict(config.statistics(dictionary.d_sae)),
+    }
 
 
 def fingerprint(text: Text) -> str:

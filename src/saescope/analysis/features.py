@@ -109,7 +109,7 @@ def analyze(
             checkpoint=checkpoint, on_progress=lambda done, total: report("reading text", done, total),
         )  # fmt: skip
     else:
-        collected.require(text)
+        collected.require(dictionary, text, config)
     statistics = collected.statistics
     vocabulary = vocabulary_texts(model.tokenizer, model.vocab_size)
     labels = label_features(statistics, dictionary, text, held_out, model.tokenizer, vocabulary, on_progress=report)
