@@ -9,6 +9,7 @@ how often they come follow Zipf's law. One reader asks one question after the ot
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
 import tempfile
 import time
@@ -48,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--features", type=int, default=100_000)
     parser.add_argument("--questions", type=int, default=400, help="of each kind")
-    parser.add_argument("--postgresql", metavar="URL", help="an empty database to fill as well")
-    parser.add_argument("--sqlite", type=Path, metavar="FILE", help="where to put the file, and keep it")
+    parser.add_argument("--postgresql", metavar="URL", help="a database to fill as well, or to ask again")
+    parser.add_argument("--sqlite", type=Path, metavar="FILE", help="a file to fill and keep, or to ask again")
     add_output_options(parser)
     options = parser.parse_args(arguments)
     data: dict[str, Any] = {"machine": machine(), "versions": versions(["SQLAlchemy", "psycopg"])}
@@ -62,16 +63,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(address: str, num_features: int, num_questions: int) -> dict[str, Any]:
-    """Fill a store, and ask it."""
+    """Fill a store, unless it was filled before, and ask it."""
     with Store.open(address) as store:
         before = time.perf_counter()
-        store.write(*made_up(num_features))
-        seconds = time.perf_counter() - before
-        if not address.startswith("postgres"):
-            with store._engine.connect() as connection:
-                connection.exec_driver_sql("commit")
-                connection.exec_driver_sql("vacuum")
-                connection.exec_driver_sql("pragma wal_checkpoint(truncate)")
+        filled = not store.dictionaries()
+        if filled:
+            store.write(*made_up(num_features))
+        seconds = time.perf_counter() - before if filled else None
+        if filled and not address.startswith("postgres"):
+            with contextlib.closing(store._engine.raw_connection()) as connection:
+                connection.cursor().execute("vacuum")
+                connection.cursor().execute("pragma wal_checkpoint(truncate)")
         info = store.info()
         row = {"database": info.database, "write_seconds": seconds, "bytes": info.num_bytes}
         for kind, ask in questions(store, num_features).items():
@@ -246,7 +248,7 @@ def page(data: dict[str, Any]) -> str:
         [
             row["database"], f"{row['bytes'] / 1e9:.2f}", f"{LIMIT_BYTES[row['database'].split()[0]] / 1e9:g}",
             *(f"{row[kind]['p50']:.1f} / {row[kind]['p95']:.1f} / {row[kind]['p100']:.1f}" for kind in LIMITS),
-            f"{row['write_seconds']:.0f}",
+            f"{row['write_seconds']:.0f}" if row["write_seconds"] else "before",
         ]
         for row in data["rows"]
     ]  # fmt: skip

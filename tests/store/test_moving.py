@@ -161,6 +161,18 @@ def test_taking_twice_doubles_nothing(filled: Store, target: Store, store_addres
     assert len(target.similar("tiny", [1, 2], "e")) == 1
 
 
+def test_explanations_of_both_are_found_in_all_analyses(
+    filled: Store, target: Store, store_address: str, make: Any
+) -> None:
+    target.write(make.dictionary(), make.analysis("mine"), [make.feature(i) for i in range(8)], [], [])
+    target.explain("tiny", 3, Explanation(text="vowels"))
+    target.take(store_address, names=["tiny"])
+    for analysis in ("mine", "default", "second"):
+        for search, index in (("prime", 4), ("vowel", 3)):
+            found = target.features("tiny", analysis=analysis, search=search).features
+            assert [feature.index for feature in found] == [index]
+
+
 def test_vectors_of_another_width_are_refused(
     filled: Store, target: Store, store_address: str, fill: Callable[..., object]
 ) -> None:

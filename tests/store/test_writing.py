@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from saescope.store import DictionaryRecord, EvaluationResult, Explanation, Feature, Note, Store, TrainingRun
+from saescope.store import pages as pages_module
 
 
 def test_more_rows_than_one_batch(store: Store, make: SimpleNamespace) -> None:
@@ -165,8 +166,9 @@ def test_two_open_stores_see_each_other(store: Store, store_address: str, make: 
 
 
 def test_readers_keep_their_state_while_an_analysis_is_replaced(
-    store: Store, make: SimpleNamespace, fill: Callable[..., list[Feature]]
+    store: Store, make: SimpleNamespace, fill: Callable[..., list[Feature]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pages_module, "_CHUNK", 3)
     features = fill(store)
     pages = store.pages()
     first = next(pages)
