@@ -188,7 +188,7 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
     readings[options.memory_tokens] = {"resident_mb": _resident_mb(), "peak_mb": _peak_mb()}
     return {
         "readings": [{"tokens": tokens, **values} for tokens, values in readings.items()],
-        "l0": float(collected.statistics.numbers().num_firings.sum() / collected.statistics.num_tokens),
+        "l0": float(collected.statistics.numbers()["num_firings"].sum() / collected.statistics.num_tokens),
         "seconds": time.perf_counter() - started,
     }
 

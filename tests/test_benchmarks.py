@@ -23,7 +23,7 @@ TINY = "32,256,4,64"
 def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The scripts' modules by name, as they find each other when one of them is run."""
     monkeypatch.syspath_prepend(str(FOLDER))
-    names = ("data", "hardware", "report", "rounds", "training_step", "memory", "pipeline")
+    names = ("data", "hardware", "report", "rounds", "training_step", "memory", "pipeline", "analysis", "store")
     loaded: dict[str, ModuleType] = {}
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -203,3 +203,23 @@ def test_from_text_to_dictionary_beside_saelens(bench: Any, capsys: Any) -> None
     together = data["together"]
     parts = together["model_pass"] + together["steps_alone"]
     assert together["ratio_to_parts"] == pytest.approx(together["train_many"] / parts)
+
+
+@pytest.mark.slow
+def test_what_an_analysis_costs(bench: Any, capsys: Any) -> None:
+    small = ["--tokens", "3000", "--warm-tokens", "3000", "--train-tokens", "0", "--rounds", "1", "--d-sae", "300"]
+    bench.analysis.main([*small, "--k", "8", "--memory-tokens", "20000", "--json"])
+    data = one_line(capsys)
+    cost = data["cost"]["microseconds_per_token"]
+    needed = cost["model and product together"]["us"]
+    assert data["cost"]["ratio_from_nothing"]["ratio"] == pytest.approx(cost["analysis from nothing"]["us"] / needed)
+    assert [row["tokens"] for row in data["memory"]["readings"]] == [18_000, 20_000]
+    assert data["memory"]["l0"] == pytest.approx(8, abs=0.01)
+    assert "analysis from nothing" in bench.analysis.page(data)
+
+
+@pytest.mark.slow
+def test_how_fast_a_store_answers(bench: Any, capsys: Any) -> None:
+    bench.store.main(["--features", "80", "--questions", "3", "--json"])
+    data = one_line(capsys)
+    assert json.dumps(data).count("p95") >= 3
