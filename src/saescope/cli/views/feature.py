@@ -30,6 +30,7 @@ from saescope.web.numbers import decimal, percent, quantity, whole
 
 _BAR_COLUMNS = 32
 _TOKEN_COLUMNS = 16  # of a token in a list of logits
+_NUM_LOGITS = 10  # in each direction
 _MAX_NEIGHBOURS = 4  # of each kind
 _MAX_NEGATIVES = 2  # of each kind
 
@@ -215,8 +216,8 @@ def _logits(detail: FeatureDetail) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, style=MUTED)
     table.add_column()
-    table.add_row("makes likelier", _tokens(detail.top_logits))
-    table.add_row("less likely", _tokens(detail.bottom_logits))
+    table.add_row("makes likelier", _tokens(detail.top_logits[:_NUM_LOGITS]))
+    table.add_row("less likely", _tokens(detail.bottom_logits[:_NUM_LOGITS]))
     return table
 
 
