@@ -786,11 +786,12 @@ def test_values_on_edges_are_counted_in_the_bin_that_they_begin():
     values = np.concatenate([edges, np.nextafter(edges, np.float32(0)), np.nextafter(edges, np.float32(np.inf))])
     codes = SparseCodes(torch.zeros(len(values), 1, dtype=torch.int64), torch.from_numpy(values)[:, None], 1)
     statistics = FeatureStatistics(1)
-    statistics.update(np.arange(len(values))[None], codes)
+    for _ in range(2):  # bins are new at first, and known afterwards
+        statistics.update(np.arange(len(values))[None], codes)
     found_edges, found = statistics.histogram(0)
     expected = np.bincount(
         np.searchsorted(EDGES, values.astype(np.float64), side="right") - 1, minlength=len(EDGES) - 1
     )
-    first = int(np.flatnonzero(EDGES == found_edges[0])[0])
-    assert found.tolist() == expected[first : first + len(found)].tolist()
-    assert found.sum() == len(values)
+    first = int(np.flatnonzero(found_edges[0] == EDGES)[0])
+    assert found.tolist() == (2 * expected[first : first + len(found)]).tolist()
+    assert found.sum() == 2 * len(values)
