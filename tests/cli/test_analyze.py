@@ -139,4 +139,5 @@ def test_from_a_cache(cli, recipe, trained, store, tmp_path):
 def test_the_numbers_are_in_json(cli, trained, store):
     assert cli("analyze", trained, "--store", store).code == 0
     listed = json.loads(cli("features", "--store", store, "--json", "--limit", 3).out)
-    assert listed
+    densest = sorted(pages(store), key=lambda page: (-page[0].density, page[0].index))[:3]
+    assert [feature["num_firings"] for feature in listed["features"]] == [page[0].num_firings for page in densest]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import event
 
 from saescope.store import EvaluationResult, Explanation, FeaturePage, Note, Store, TrainingRun, moving
 
@@ -194,3 +195,21 @@ def test_only_stores_can_be_taken_from(store: Store, tmp_path: Path) -> None:
     Store.open(tmp_path / "empty.db").close()
     with pytest.raises(ValueError, match="the store to take from holds no dictionary"):
         store.take(tmp_path / "empty.db")
+
+
+def test_more_explanations_than_a_statement_takes_values(fill: Callable[..., object], tmp_path: Path) -> None:
+    """Every statement of a take stays below what SQLite allows, however many explanations have vectors."""
+    with Store.open(tmp_path / "from.db") as source, Store.open(tmp_path / "to.db") as target:
+        fill(source)
+        source.add_remarks("tiny", explanations=[(n % 16, Explanation(text=f"number {n}")) for n in range(900)])
+        source.embed("tiny", "e", lambda some: np.ones((len(some), 2)))
+
+        @event.listens_for(target._engine, "checkout")
+        def limit(connection: Any, *_: object) -> None:
+            connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 600)
+
+        target.take(tmp_path / "from.db")
+        assert len(target.explanations("tiny")) == 900
+        assert len(target.similar("tiny", np.ones(2), "e", limit=2000)) == len(
+            source.similar("tiny", np.ones(2), "e", limit=2000)
+        )

@@ -129,3 +129,30 @@ def test_series(store: Store, make: SimpleNamespace, fill: Callable[..., object]
     assert store.dictionary("b").series == "other"
     store.delete("b")
     assert store.series() == {"sweep": ["tiny"]}
+
+
+def test_remarks_on_many_features_are_added_once(store: Store) -> None:
+    said = [(7, Explanation(text="loops", method="m")), (3, Explanation(text="loops")), (7, Explanation(text="loops"))]
+    for _ in range(2):
+        store.add_remarks(
+            "tiny", explanations=said, tags=[(3, "code")], notes=[(3, Note(text="see 7")), (3, Note(text="and 8"))],
+            bookmarks=[7],
+        )  # fmt: skip
+    assert [(index, known.method) for index, known in store.explanations("tiny")] == [
+        (3, "human"), (7, "m"), (7, "human"),
+    ]  # fmt: skip
+    page = store.page("tiny", 3)
+    assert ([note.text for note in page.notes], page.tags, page.is_bookmarked) == (["see 7", "and 8"], ("code",), False)
+    assert store.page("tiny", 7).is_bookmarked
+    assert {f.index for f in store.features("tiny", search="loops").features} == {3, 7}
+    with pytest.raises(ValueError, match="no feature 99"):
+        store.add_remarks("tiny", explanations=[(2, Explanation(text="unheard")), (99, Explanation(text="of"))])
+    assert len(store.explanations("tiny")) == 3  # all or nothing
+
+
+def test_labels_of_some_features(store: Store) -> None:
+    listed = {f.index: f.label.text for f in store.features("tiny", limit=100).features if f.label}
+    assert listed
+    assert store.labels("tiny", range(16)) == listed
+    assert store.labels("tiny", [*list(listed)[:1], 15]) == dict(list(listed.items())[:1])
+    assert store.labels("tiny", []) == {}

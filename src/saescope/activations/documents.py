@@ -27,7 +27,7 @@ from saescope.models.bundled.corpus import SPLITS, source_files, split_of
 BUNDLED = "bundled"
 ALL = "all"
 _SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"  # what datasets writes beside its tables
-_TABLES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".arrow": "arrow", ".csv": "csv"}
+TABLES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".arrow": "arrow", ".csv": "csv"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def _open(config: DatasetConfig) -> Iterator[Document]:
             yield from _in_split(documents, config.split)
     elif path.is_file():
         yield from _in_split(_file(path, path.name, config), config.split)
-    elif path.suffix.lower() in (*_TABLES, ".txt") or path.is_absolute() or config.name.startswith((".", "~")):
+    elif path.suffix.lower() in (*TABLES, ".txt") or path.is_absolute() or config.name.startswith((".", "~")):
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DatasetError(f"no such file or folder: {path}{_nearest(path.name, siblings)}")
     else:
@@ -139,7 +139,7 @@ def _folder(path: Path, config: DatasetConfig) -> Iterator[Document]:
 
 
 def _file(path: Path, name: str, config: DatasetConfig) -> Iterator[Document]:
-    if path.suffix.lower() in _TABLES:
+    if path.suffix.lower() in TABLES:
         try:
             yield from _rows(_table(path), name, config.column)
         except DatasetError:
@@ -154,12 +154,12 @@ def _file(path: Path, name: str, config: DatasetConfig) -> Iterator[Document]:
     except UnicodeDecodeError:
         raise DatasetError(
             f"{path} is not UTF-8 text, and {path.suffix or 'a file without ending'} is not a table "
-            f"({', '.join(_TABLES)}); move it out of the folder or convert it"
+            f"({', '.join(TABLES)}); move it out of the folder or convert it"
         ) from None
 
 
 def _table(path: Path) -> Iterator[dict[str, Any]]:
-    kind = _TABLES[path.suffix.lower()]
+    kind = TABLES[path.suffix.lower()]
     if kind == "csv":  # not by datasets, which takes texts such as "NA" for missing and "12" for a number
         csv.field_size_limit(2**31 - 1)  # the limit of 131,072 characters would refuse long texts
         with path.open(encoding="utf-8-sig", newline="") as file:

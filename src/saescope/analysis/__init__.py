@@ -15,7 +15,6 @@ _HOMES = {
     "Text": "saescope.analysis.reading",
     "TokenBlock": "saescope.analysis.statistics",
     "analyze": "saescope.analysis.features",
-    "live_text": "saescope.analysis.reading",
     "collect": "saescope.analysis.collecting",
     "refresh_logits": "saescope.analysis.features",
 }

@@ -35,14 +35,18 @@ class Collected:
     statistics: FeatureStatistics
     sample: TokenSample
     settings: dict[str, Any]  # what it was made with; only equals can be merged
-    done: list[tuple[int, int]]  # windows that were read: first, and the one after the last
     of: tuple[int, int]  # windows that are to be read
+
+    @property
+    def done(self) -> list[range]:
+        """Numbers of the windows that were read."""
+        return self.statistics.seen_windows
 
     def require(self, dictionary: Dictionary, text: Text, config: AnalysisConfig) -> None:
         """ValueError unless it was made of this dictionary with these settings, from every window of ``text``."""
         self._require_equal(_settings(dictionary, text, config), "asked for")
-        if self.done != [(0, len(text))]:
-            read = ", ".join(f"{first} to {last - 1}" for first, last in self.done)
+        if self.done != [range(len(text))]:
+            read = ", ".join(f"{part.start} to {part.stop - 1}" for part in self.done)
             raise ValueError(
                 f"the text has {len(text)} windows, and {read or 'none'} were read; merge all shards first"
             )
@@ -60,17 +64,15 @@ class Collected:
             ValueError: made with other settings, or of windows that are here already.
         """
         self._require_equal(other.settings, "the other's")
-        ranges = _joined([*self.done, *other.done])
         self.statistics.merge(other.statistics)
         self.sample.merge(other.sample)
-        self.done = ranges
         self.of = (min(self.of[0], other.of[0]), max(self.of[1], other.of[1]))
 
     def save(self, path: Path) -> None:
         """Write everything to one file, in one step: after a crash there is the old file or the new one."""
         arrays = {f"statistics.{name}": array for name, array in self.statistics.state().items()}
         arrays |= {f"sample.{name}": array for name, array in self.sample.state().items()}
-        about = {"settings": self.settings, "done": self.done, "of": self.of}
+        about = {"settings": self.settings, "of": self.of}
         arrays["about"] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
         write_arrays(path, arrays)
 
@@ -92,7 +94,6 @@ class Collected:
                 FeatureStatistics.from_state(parts["statistics"]),
                 TokenSample.load(parts["sample"]),
                 about["settings"],
-                [(first, last) for first, last in about["done"]],
                 (about["of"][0], about["of"][1]),
             )
         except KeyError as error:
@@ -135,8 +136,8 @@ def collect(
         nearest = nearest_rows(dictionary.W_dec, 1).indices[:, 0]
         statistics = FeatureStatistics(dictionary.d_sae, config.statistics(dictionary.d_sae), nearest=nearest)
         sample = TokenSample(dictionary.d_sae, num_tokens=config.num_cofiring_tokens, seed=config.seed)
-        collected = Collected(statistics, sample, settings, [], of)
-    start = collected.done[0][1] if collected.done else of[0]
+        collected = Collected(statistics, sample, settings, of)
+    start = collected.done[-1].stop if collected.done else of[0]
     counts = np.concatenate([[0], np.cumsum(text.windows.tokens_per_window())])
     in_all = int(counts[of[1]] - counts[of[0]])
     if not in_all:
@@ -149,7 +150,6 @@ def collect(
         ordinary = SparseCodes(codes.indices[counted], codes.values[counted], codes.d_sae)
         collected.sample.update(block.places[counted.numpy()], ordinary)
         last = int(block.tokens.windows[-1]) + 1
-        collected.done = [(of[0], last)]
         if checkpoint is not None and time.monotonic() - saved_at > seconds_between_checkpoints:
             collected.save(checkpoint)
             saved_at = time.monotonic()
@@ -187,15 +187,3 @@ def checksum(dictionary: Dictionary) -> str:
         seen.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         seen.update(tensor.detach().cpu().contiguous().view(-1).float().numpy().data)
     return seen.hexdigest()
-
-
-def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    joined: list[tuple[int, int]] = []
-    for first, last in sorted(ranges):
-        if joined and first < joined[-1][1]:
-            raise ValueError(f"windows {first} to {min(last, joined[-1][1]) - 1} are in both parts; analyze each once")
-        if joined and first == joined[-1][1]:
-            joined[-1] = (joined[-1][0], last)
-        else:
-            joined.append((first, last))
-    return joined

@@ -6,19 +6,11 @@ it is in this file: Numba's cache does not notice changes of functions in other 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import numba
 import numpy as np
 
+from saescope.kernels.compiling import jit
 
-def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled code, kept from process to process where there is a place for it."""
-    try:
-        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-    except RuntimeError:  # neither beside this file nor in the user's folder can anything be written
-        return numba.njit(nogil=True, error_model="numpy")(function)
+_jit = jit()
 
 
 @_jit

@@ -23,7 +23,7 @@ from saescope.analysis.feature_map import feature_map
 from saescope.analysis.labelling import label_features
 from saescope.analysis.logits import LogitEffects, logit_effects
 from saescope.analysis.neighbours import nearest_rows, row_numbers
-from saescope.analysis.reading import Text, live_text
+from saescope.analysis.reading import LiveText, Text
 from saescope.analysis.statistics import FeatureStatistics
 from saescope.dictionaries import Dictionary
 from saescope.models.token_text import TokenReader, vocabulary_texts
@@ -98,10 +98,13 @@ def analyze(
             f"the store already holds an analysis {analysis!r} of {name!r}; "
             "choose another name for one of them, or pass --overwrite"
         )
+    size = config.batch_size_windows
     if isinstance(text, TokenWindows):
-        text = live_text(model, text, hook_points, config.num_tokens, config)
+        text = LiveText(model, text, hook_points, num_tokens=config.num_tokens, batch_size_windows=size)
     if isinstance(held_out, TokenWindows):
-        held_out = live_text(model, held_out, hook_points, config.num_held_out_tokens, config)
+        held_out = LiveText(
+            model, held_out, hook_points, num_tokens=config.num_held_out_tokens, batch_size_windows=size
+        )
     details = {"settings": asdict(config), "version": __version__, **(details or {})}
     if collected is None:
         collected = collect(

@@ -17,10 +17,8 @@ n  tokens of a batch, K  slots per token, V  token ids, C  syntax classes, W  by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import numba
 import numpy as np
 import torch
 
@@ -28,6 +26,7 @@ from saescope.analysis.labels import AfterTokens, LabelSet, Measured, SyntaxClas
 from saescope.analysis.python_syntax import CLASS_NAMES, SyntaxTable, class_id
 from saescope.analysis.python_syntax.table import BYTES_PER_TOKEN
 from saescope.dictionaries import SparseCodes
+from saescope.kernels.compiling import jit
 
 # what decides about a firing: nothing (no label), the token's id, its class, both, or the id before it
 _NOTHING, _ID, _CLASS, _ID_AND_CLASS, _PREVIOUS = range(5)
@@ -234,16 +233,7 @@ def _class_of(label: LabelSet | None) -> int:
     return class_id(label.name) if isinstance(label, SyntaxClass | TokensWithinClass) else -1
 
 
-def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled code, kept from process to process where there is a place for it."""
-    how: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-    try:
-        return numba.njit(cache=True, **how)(function)
-    except RuntimeError:  # neither beside this file nor in the user's folder can anything be written
-        return numba.njit(**how)(function)
-
-
-@_jit
+@jit()
 def _count(  # type: ignore[no-untyped-def]
     order, ids, previous, bits, indices, values, rules, classes, starts, features, after_starts, after_ids, results
 ):

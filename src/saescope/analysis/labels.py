@@ -595,10 +595,6 @@ def _lift(candidate: Candidate) -> float:
     return candidate.train.lift
 
 
-def _ids(chosen: np.ndarray) -> tuple[int, ...]:
-    return tuple(int(index) for index in chosen)
-
-
 def _closed_by_one(
     chosen: np.ndarray, fired: np.ndarray, counts: np.ndarray, odds: np.ndarray, needed: float
 ) -> Iterator[np.ndarray]:

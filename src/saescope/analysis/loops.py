@@ -9,14 +9,15 @@ n  rows, m  numbers in a row, k  numbers kept of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
-import numba
 import numpy as np
 import torch
+
+from saescope.kernels.compiling import jit
 
 
 def in_parts(job: Callable[..., None], num_items: int, *arrays: Any, work: np.ndarray | None = None) -> None:
@@ -37,18 +38,8 @@ def in_parts(job: Callable[..., None], num_items: int, *arrays: Any, work: np.nd
             future.result()
 
 
-def _jit(function: Callable[..., Any], fastmath: Set[str] = frozenset()) -> Callable[..., Any]:
-    """Compiled code, kept from process to process where there is a place for it."""
-    how: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath)}
-    try:
-        return numba.njit(cache=True, **how)(function)
-    except RuntimeError:  # neither beside this file nor in the user's folder can anything be written
-        return numba.njit(**how)(function)
-
-
-def _jit_sums(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled code whose sums may be reordered, so that they use vector units; no NaN comes in."""
-    return _jit(function, frozenset({"reassoc", "contract", "nsz", "nnan"}))
+_jit = jit()
+_jit_sums = jit("reassoc", "contract", "nsz", "nnan")  # no NaN comes in
 
 
 @_jit

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from saescope.activations import CachedActivations, TokenWindows, WindowBatch
-from saescope.analysis.config import AnalysisConfig
 from saescope.analysis.statistics import TokenBlock
 
 if TYPE_CHECKING:
@@ -138,15 +137,3 @@ class CachedText(Text):
             values: Any = self.cache.read(self._rows[rows.start : rows.stop], self.hook_points).values
             x = torch.cat([values[name] for name in self.hook_points], dim=-1).to(self._device)
             yield self._block(rows, self.windows.batch(rows), x)
-
-
-def live_text(
-    model: LanguageModel,
-    windows: TokenWindows,
-    hook_points: Sequence[str],
-    num_tokens: int | None,
-    config: AnalysisConfig,
-) -> LiveText:
-    """Windows that the model reads, as many of them as ``num_tokens`` allows."""
-    size = config.batch_size_windows
-    return LiveText(model, windows, hook_points, num_tokens=num_tokens, batch_size_windows=size)

@@ -102,25 +102,22 @@ def _analyze(
     from contextlib import ExitStack
 
     from saescope.activations import CachedActivations
-    from saescope.analysis import CachedText, Collected, Text, collect, live_text
+    from saescope.analysis import CachedText, Collected, LiveText, Text, collect
     from saescope.cli.run import analyze_run, load_model, load_windows, stages
     from saescope.store import Store
     from saescope.store.address import resolve_address
 
     opened, setting, name = _opened(file, plugin)
     config = setting.analysis
+    amount = {"num_tokens": config.num_tokens, "batch_size_windows": config.batch_size_windows}
     network = load_model(setting.model)
     if file.cache:
         text: Text = CachedText(
-            CachedActivations.open(file.cache),
-            setting.reads,
-            num_tokens=config.num_tokens,
-            batch_size_windows=config.batch_size_windows,
-            device=setting.model.device,
+            CachedActivations.open(file.cache), setting.reads, device=setting.model.device, **amount
         )
     else:
         windows = load_windows(network, setting.dataset, setting.windows, console)
-        text = live_text(network, windows, setting.reads, config.num_tokens, config)
+        text = LiveText(network, windows, setting.reads, **amount)
 
     if shard:
         assert statistics is not None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_TABLES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".arrow": "arrow", ".csv": "csv"}
+from saescope.activations.documents import TABLES
 
 
 def dataset_texts(
@@ -67,11 +67,11 @@ def _rows(place: str, split: str) -> Any:
         if path.is_dir():
             found = load_from_disk(str(path))
         elif path.is_file():
-            kind = _TABLES.get(path.suffix.lower())
+            kind = TABLES.get(path.suffix.lower())
             if kind is None:
-                raise ValueError(f"it is no table ({', '.join(_TABLES)})")
+                raise ValueError(f"it is no table ({', '.join(TABLES)})")
             return load_dataset(kind, data_files=str(path), split="train")
-        elif _is_local(place) or path.suffix.lower() in _TABLES:
+        elif _is_local(place) or path.suffix.lower() in TABLES:
             raise FileNotFoundError(f"there is no data set {path}")
         else:
             return load_dataset(place, split=split)

@@ -113,17 +113,11 @@ def _parse_band(written: str) -> tuple[str | None, int | None]:
 
 
 def _neighbour_labels(store: Store, page: FeaturePage) -> dict[int, str]:
-    """Labels of the neighbours that the page names; each is found by its key."""
+    """Labels of the neighbours that the page names."""
     from saescope.cli.views.feature import shown_neighbours
 
     wanted = {neighbour.feature for kind in shown_neighbours(page.detail).values() for neighbour in kind}
-    labels: dict[int, str] = {}
-    for index in sorted(wanted):
-        found = store.features(
-            page.dictionary.name, analysis=page.analysis.name, sort="index", where={"index": (index, index)}, limit=1
-        )
-        labels |= {record.index: record.label.text for record in found.features if record.label}
-    return labels
+    return store.labels(page.dictionary.name, wanted, analysis=page.analysis.name)
 
 
 def _address(base: str, page: FeaturePage) -> str:

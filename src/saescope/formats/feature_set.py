@@ -56,7 +56,7 @@ class FeatureSet:
     """Sentences for whoever asked: what the files lack, what was left out."""
 
     def write_to(self, store: Store, *, overwrite: bool = False) -> None:
-        """Write analysis and evaluations in one transaction, then what people had written, each entry in one of its own.
+        """Write analysis and evaluations in one transaction, and what people had written in another.
 
         Writing the same set again with `overwrite` adds no explanation and no note twice. Raises what
         `Store.write` raises, and `ValueError` for a damaged file; until the analysis is whole nothing is written.
@@ -70,17 +70,10 @@ class FeatureSet:
             evaluations=self.evaluations,
             overwrite=overwrite,
         )
-        name = self.dictionary.name
-        said = {(index, known.text, known.method, known.author) for index, known in store.explanations(name)}
-        for index, explanation in self.explanations:
-            key = (index, explanation.text, explanation.method, explanation.author)
-            if key not in said:
-                said.add(key)
-                store.explain(name, index, explanation)
-        for index, tag in self.tags:
-            store.tag(name, index, tag)
-        for index, note in self.notes:
-            if note.text not in {known.text for known in store.page(name, index).notes}:
-                store.add_note(name, index, note)
-        for index in self.bookmarks:
-            store.bookmark(name, index)
+        store.add_remarks(
+            self.dictionary.name,
+            explanations=self.explanations,
+            tags=self.tags,
+            notes=self.notes,
+            bookmarks=self.bookmarks,
+        )

@@ -21,14 +21,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
-from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from saescope.kernels.codes import FlatCodes
+from saescope.kernels.compiling import jit
 from saescope.kernels.signature import AdamStep, Gradients
 
 _TILE_TOKENS, _TILE_FEATURES = 256, 1024
@@ -37,16 +36,8 @@ _SLICE = 256  # columns of the Ordered gradient that are walked together
 _SAMPLE = 64  # tokens on which the first bound of a batch is measured
 
 
-def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled code, kept from process to process where there is a place for it."""
-    # sums may be reordered, so that they use vector units; NaN and infinity keep their meaning
-    how: dict[str, Any] = {
-        "nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "arcp", "nsz"},
-    }  # fmt: skip
-    try:
-        return numba.njit(cache=True, **how)(function)
-    except RuntimeError:  # neither beside this file nor in the user's folder can anything be written
-        return numba.njit(**how)(function)
+# sums may be reordered, so that they use vector units; NaN and infinity keep their meaning
+_jit = jit("reassoc", "contract", "arcp", "nsz")
 
 
 def topk(x: Tensor, rows: Tensor, bias: Tensor | None, k: int) -> FlatCodes:

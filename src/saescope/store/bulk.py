@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Table, insert
 from sqlalchemy.exc import DBAPIError
 
+T = TypeVar("T")
 BATCH = 1000  # rows per statement: enough that the call does not count, little enough to stay small in memory
+
+
+def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of ``size`` items, the last one shorter: a statement takes only so many values."""
+    remaining = iter(items)
+    while batch := list(islice(remaining, size)):
+        yield batch
 
 
 def insert_row(connection: Connection, table: Table, **values: Any) -> int:
@@ -31,8 +39,7 @@ def insert_rows(
     if connection.dialect.name != "postgresql":
         marks = ", ".join("?" * len(names))
         statement = f"insert into {table.name} ({', '.join(names)}) values ({marks})"
-        remaining = iter(rows)
-        while batch := list(islice(remaining, BATCH)):
+        for batch in in_batches(rows, BATCH):
             connection.exec_driver_sql(statement, batch)
             count += len(batch)
         return count

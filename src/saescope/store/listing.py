@@ -10,19 +10,20 @@ many more steps of an index. Both databases are led: neither knows how sort key 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, select, text
 
+from saescope.store import tables
+from saescope.store.bulk import in_batches
 from saescope.store.cursors import Cursor, read_cursor
-from saescope.store.filters import KEYS, Bounds, Condition, Filter, column_of, make_filter
+from saescope.store.filters import Bounds, Condition, Filter, column_of, make_filter
 from saescope.store.finding import find
 from saescope.store.records import FeatureList, FeatureRecord
 from saescope.store.rows import read_feature
 
-SORT_KEYS = tuple(KEYS)
 _FEW = 2500  # features that are taken and sorted; looking one up takes about a microsecond
 _STEPS = 4000
 _LOOKED_UP = {  # one after the other, whatever else the planner thinks of
@@ -85,6 +86,19 @@ def count_features(
         before, source = f"with few as materialized ({few.indices})", _LOOKED_UP[connection.dialect.name]
     statement = f"{before} select count(*) from {source} f.analysis_id = :analysis_id and {tests}"
     return connection.scalar(text(statement), chosen.values) or 0
+
+
+def read_labels(
+    connection: Connection, name: str | None, analysis: str | None, indices: Iterable[int]
+) -> dict[int, str]:
+    """See `Store.labels`."""
+    found, feature = find(connection, name, analysis), tables.feature
+    query = select(feature.c.feature_index, feature.c.label).where(feature.c.analysis_id == found.analysis_id)
+    labels: dict[int, str] = {}
+    for batch in in_batches(sorted(set(indices)), _FEW):
+        rows = connection.execute(query.where(feature.c.feature_index.in_(batch), feature.c.label.is_not(None)))
+        labels |= {row.feature_index: row.label for row in rows}
+    return labels
 
 
 def value_of(feature: FeatureRecord, key: str) -> float | None:

@@ -139,7 +139,7 @@ def _copy_marks(source: Connection, target: Connection, source_id: int, target_i
                     target.execute(insert(table).values(**values))
             if table is tables.explanation:
                 explanations[row["id"]] = here[_key(row, key)]
-    _copy_vectors(source, target, explanations)
+    _copy_vectors(source, target, source_id, target_id, explanations)
     table = tables.explanation
     return set(target.scalars(select(table.c.feature_index).where(table.c.dictionary_id == target_id)))
 
@@ -153,15 +153,17 @@ def _key(row: Mapping[str, Any], names: Iterable[str]) -> tuple[Any, ...]:
     return tuple(row[name] for name in names)
 
 
-def _copy_vectors(source: Connection, target: Connection, explanations: Mapping[int, int]) -> None:
-    table = tables.embedding
-    there = select(table).where(table.c.explanation_id.in_(list(explanations)))
-    here = select(table.c.explanation_id, table.c.embedder).where(
-        table.c.explanation_id.in_(list(explanations.values()))
-    )
-    known = set(map(tuple, target.execute(here)))
+def _copy_vectors(
+    source: Connection, target: Connection, source_id: int, target_id: int, explanations: Mapping[int, int]
+) -> None:
+    table, explanation = tables.embedding, tables.explanation
+
+    def of(dictionary_id: int) -> Any:
+        return table.c.explanation_id.in_(select(explanation.c.id).where(explanation.c.dictionary_id == dictionary_id))
+
+    known = set(map(tuple, target.execute(select(table.c.explanation_id, table.c.embedder).where(of(target_id)))))
     rows = []
-    for number, embedder, vector in source.execute(there):
+    for number, embedder, vector in source.execute(select(table).where(of(source_id))):
         if (explanations[number], embedder) not in known:
             check_width(target, embedder, len(vector) // 4)
             rows.append((explanations[number], embedder, bytes(vector)))

@@ -5,6 +5,7 @@ They belong to the feature of the dictionary, not to an analysis, and stay when 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import Connection, Table, delete, func, insert, select, update
@@ -47,6 +48,42 @@ def read_explanations(connection: Connection, name: str | None, index: int | Non
         check_index(dictionary, index)
         query = query.where(table.c.feature_index == index)
     return [(row["feature_index"], read_explanation(row)) for row in connection.execute(query).mappings()]
+
+
+def add_remarks(
+    connection: Connection,
+    name: str | None,
+    *,
+    explanations: Iterable[tuple[int, Explanation]],
+    tags: Iterable[tuple[int, str]],
+    notes: Iterable[tuple[int, Note]],
+    bookmarks: Iterable[int],
+) -> None:
+    """See `Store.add_remarks`."""
+    dictionary_id, dictionary = find_dictionary(connection, name)
+    explained = set()
+    same = ("text", "method", "author")
+    there = _there(connection, tables.explanation, dictionary_id, same)
+    for index, explanation in explanations:
+        check_index(dictionary, index)
+        row = explanation_row(explanation)
+        key = (index, *(row[column] for column in same))
+        if key not in there:
+            there.add(key)
+            explained.add(index)
+            _insert(connection, tables.explanation, dictionary_id, index, row)
+    there = _there(connection, tables.note, dictionary_id, ("text",))
+    for index, note in notes:
+        check_index(dictionary, index)
+        row = note_row(note)
+        if (index, row["text"]) not in there:
+            there.add((index, row["text"]))
+            _insert(connection, tables.note, dictionary_id, index, row)
+    for index, tag in tags:
+        add_tag(connection, dictionary.name, index, tag)
+    for index in bookmarks:
+        set_bookmark(connection, dictionary.name, index, True)
+    renew_words_of_dictionary(connection, dictionary_id, explained)
 
 
 def add_tag(connection: Connection, name: str | None, index: int, tag: str) -> None:
@@ -111,6 +148,12 @@ def _place(connection: Connection, name: str | None, index: int) -> int:
 
 def _insert(connection: Connection, table: Table, dictionary_id: int, index: int, row: dict[str, Any]) -> int:
     return insert_row(connection, table, dictionary_id=dictionary_id, feature_index=index, **row)
+
+
+def _there(connection: Connection, table: Table, dictionary_id: int, columns: tuple[str, ...]) -> set[tuple[Any, ...]]:
+    """What a dictionary's features have already: the feature, and these columns."""
+    chosen = [table.c[column] for column in ("feature_index", *columns)]
+    return set(map(tuple, connection.execute(select(*chosen).where(table.c.dictionary_id == dictionary_id))))
 
 
 def _same(table: Table, values: dict[str, Any]) -> Any:

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, select, text
 
 from saescope.store import tables
-from saescope.store.bulk import insert_rows
+from saescope.store.bulk import in_batches, insert_rows
 from saescope.store.schema import SCALE
 from saescope.store.texts import unpack_ranges
 from saescope.store.words import searchable
@@ -36,7 +35,7 @@ def index_words(connection: Connection, analysis_id: int) -> None:
     """Words of all features of an analysis that was just written and has none yet."""
     feature = tables.feature
     indices = connection.scalars(select(feature.c.feature_index).where(feature.c.analysis_id == analysis_id)).all()
-    for chunk in _chunks(sorted(indices)):
+    for chunk in in_batches(sorted(indices), _CHUNK):
         insert_rows(connection, tables.feature_text, _rows(connection, analysis_id, chunk))
     if connection.dialect.name == "sqlite":  # one segment is faster to read than the many that were written
         connection.exec_driver_sql("insert into feature_search (feature_search) values ('optimize')")
@@ -45,7 +44,7 @@ def index_words(connection: Connection, analysis_id: int) -> None:
 def renew_words(connection: Connection, analysis_id: int, indices: Iterable[int]) -> None:
     """Words of some features, after their labels or explanations changed."""
     delete = _query("delete from feature_text where analysis_id = :analysis_id and feature_index in :indices")
-    for chunk in _chunks(sorted(set(indices))):
+    for chunk in in_batches(sorted(set(indices)), _CHUNK):
         rows = _rows(connection, analysis_id, chunk)
         connection.execute(delete, {"analysis_id": analysis_id, "indices": chunk})
         insert_rows(connection, tables.feature_text, rows)
@@ -78,9 +77,3 @@ def _rows(connection: Connection, analysis_id: int, indices: list[int]) -> list[
 
 def _query(statement: str) -> Any:
     return text(statement).bindparams(bindparam("indices", expanding=True))
-
-
-def _chunks(indices: list[int]) -> Iterator[list[int]]:
-    remaining = iter(indices)
-    while chunk := list(islice(remaining, _CHUNK)):
-        yield chunk

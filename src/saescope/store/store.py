@@ -327,6 +327,34 @@ class Store:
         with self._writing() as connection:
             remarks.delete_note(connection, identity)
 
+    def add_remarks(
+        self,
+        name: str | None,
+        *,
+        explanations: Iterable[tuple[int, Explanation]] = (),
+        tags: Iterable[tuple[int, str]] = (),
+        notes: Iterable[tuple[int, Note]] = (),
+        bookmarks: Iterable[int] = (),
+    ) -> None:
+        """Add what was written about many features, each with the feature's index, in one transaction.
+
+        Explanations of the same text, method and author, and notes of the same text, that a feature has already are not
+        added again.
+        """
+        from saescope.store import remarks
+
+        with self._writing() as connection:
+            remarks.add_remarks(
+                connection, name, explanations=explanations, tags=tags, notes=notes, bookmarks=bookmarks
+            )
+
+    def labels(self, name: str | None, indices: Iterable[int], *, analysis: str | None = None) -> dict[int, str]:
+        """The labels of some features, those that have one, by index."""
+        from saescope.store.listing import read_labels
+
+        with self._reading() as connection:
+            return read_labels(connection, name, analysis, indices)
+
     def embed(self, name: str | None, embedder: str, embed: Embed, *, batch: int = 256) -> int:
         """Give every explanation that lacks one a vector of this embedder; returns how many got one.
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, select, update
 
 from saescope.store import tables
-from saescope.store.bulk import BATCH
+from saescope.store.bulk import BATCH, in_batches
 from saescope.store.finding import find, nearest
 from saescope.store.records import NUMBERS, FeatureDetail, FeatureRecord, Label
 from saescope.store.rows import DETAILS, detail_values, label_values
@@ -28,8 +27,8 @@ def update_features(
     column = tables.feature.c.feature_index
     known = set(connection.scalars(select(column).where(tables.feature.c.analysis_id == found.analysis_id)))
     relabelled: list[int] = []
-    count, remaining = 0, iter(values)
-    while batch := list(islice(remaining, BATCH)):
+    count = 0
+    for batch in in_batches(values, BATCH):
         changes: dict[Any, list[dict[str, Any]]] = defaultdict(list)  # by table and columns
         for index, fields in batch:
             if index not in known:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import Any
 
 from sqlalchemy import Connection, update
 
 from saescope.store import tables
-from saescope.store.bulk import BATCH, insert_row, insert_rows
+from saescope.store.bulk import BATCH, in_batches, insert_row, insert_rows
 from saescope.store.evaluations import add_evaluations, add_run
 from saescope.store.places import make_place
 from saescope.store.records import (
@@ -100,8 +99,7 @@ def write_analysis(
 
 def insert_features(connection: Connection, analysis_id: int, features: Iterable[Feature]) -> None:
     """Rows of `feature` and of `feature_detail`, in batches so that the iterator is read once."""
-    remaining = iter(features)
-    while batch := list(islice(remaining, BATCH)):
+    for batch in in_batches(features, BATCH):
         insert_rows(connection, tables.feature, (feature_row(analysis_id, feature.record) for feature in batch))
         insert_rows(connection, tables.feature_detail, (_detail_row(analysis_id, feature) for feature in batch))
 

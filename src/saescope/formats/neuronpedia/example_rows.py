@@ -29,8 +29,6 @@ class ExampleRows:
     """A few numbers per line of the activations, in the order of the files: `[num_lines]` each."""
 
     features: np.ndarray
-    window_ids: np.ndarray
-    """-1 where a line is left out."""
     is_first_use: np.ndarray
     """Whether the line is the first with its window."""
     speaks: np.ndarray
@@ -164,7 +162,6 @@ def order_examples(place: Path, band_kind: str) -> ExampleRows:
     is_first_use[np.unique(window, return_index=True)[1]] = True
     return ExampleRows(
         features=feature[kept],
-        window_ids=window,
         is_first_use=is_first_use & kept,
         speaks=speaks,
         ranks=ranks,
