@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from saescope.analysis.judging import LabelJudge
-from saescope.analysis.labels import AfterTokens, LabelSet, SyntaxClass, TokenSet, TokensWithinClass, measure
+from saescope.analysis.label_sets import AfterTokens, LabelSet, SyntaxClass, TokenSet, TokensWithinClass, measure
 from saescope.analysis.python_syntax import CLASS_NAMES, SyntaxTable
 from saescope.dictionaries import SparseCodes
 

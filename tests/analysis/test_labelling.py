@@ -14,6 +14,7 @@ import torch
 from saescope.activations import Document, TokenWindows, WindowConfig
 from saescope.analysis import labelling
 from saescope.analysis.judging import LabelJudge
+from saescope.analysis.label_sets import AfterTokens, SyntaxClass, TokenSet, TokensWithinClass, describe, measure
 from saescope.analysis.labelling import (
     find_labels,
     judge_labels,
@@ -21,17 +22,7 @@ from saescope.analysis.labelling import (
     label_record,
     previous_in_windows,
 )
-from saescope.analysis.labels import (
-    AfterTokens,
-    Firings,
-    LabelFinder,
-    SyntaxClass,
-    TextCounts,
-    TokenSet,
-    TokensWithinClass,
-    describe,
-    measure,
-)
+from saescope.analysis.labels import Firings, LabelFinder, TextCounts
 from saescope.analysis.python_syntax import CLASS_NAMES, SyntaxTable, token_classes
 from saescope.analysis.python_syntax.table import BYTES_PER_TOKEN
 from saescope.dictionaries import SparseCodes

@@ -14,15 +14,11 @@ import numpy as np
 import pytest
 
 from saescope.analysis import labels
-from saescope.analysis.labels import (
+from saescope.analysis.label_sets import (
     AfterTokens,
-    Candidate,
-    Firings,
-    LabelFinder,
     LabelSet,
     Measured,
     SyntaxClass,
-    TextCounts,
     TokenSet,
     TokensWithinClass,
     describe,
@@ -30,6 +26,7 @@ from saescope.analysis.labels import (
     members,
     previous_ids,
 )
+from saescope.analysis.labels import Candidate, Firings, LabelFinder, TextCounts
 from saescope.analysis.python_syntax import CLASS_NAMES, SyntaxTable, token_classes
 
 NAMES = ["alpha", "beta", "gamma", "delta", "omega", "node", "value", "path"]

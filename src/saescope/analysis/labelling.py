@@ -1,6 +1,6 @@
 """Labels for all features of a dictionary: found on a sample of each feature's firings, judged on all of them elsewhere.
 
-``labels.py`` says what a label is and how one is found, ``judging.py`` measures it. Here the statistics of an analysed
+``label_sets.py`` says what a label is, ``labels.py`` how one is found, ``judging.py`` measures it. Here the statistics of an analysed
 text and the tokens of its windows are brought into the form that these take, with the syntax of Python source where all
 of the text is Python. Memory depends on the dictionary and the vocabulary, not on the length of a text: of the firings
 there is a sample per feature, tokens are counted some windows at a time, and syntax is read document by document.
@@ -22,17 +22,8 @@ import numpy as np
 import torch
 
 from saescope.activations import TokenWindows
-from saescope.analysis.labels import (
-    AfterTokens,
-    Firings,
-    LabelFinder,
-    LabelSet,
-    SyntaxClass,
-    TextCounts,
-    TokenSet,
-    TokensWithinClass,
-    describe,
-)
+from saescope.analysis.label_sets import AfterTokens, LabelSet, SyntaxClass, TokenSet, TokensWithinClass, describe
+from saescope.analysis.labels import Firings, LabelFinder, TextCounts
 from saescope.analysis.python_syntax import CLASS_NAMES, SyntaxTable
 from saescope.analysis.python_syntax.windows import WindowSyntax, is_python
 from saescope.dictionaries import Dictionary, SparseCodes
