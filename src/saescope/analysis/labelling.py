@@ -1,9 +1,9 @@
 """Labels for all features of a dictionary: found on a sample of each feature's firings, judged on all of them elsewhere.
 
-``label_sets.py`` says what a label is, ``labels.py`` how one is found, ``judging.py`` measures it. Here the statistics of an analysed
-text and the tokens of its windows are brought into the form that these take, with the syntax of Python source where all
-of the text is Python. Memory depends on the dictionary and the vocabulary, not on the length of a text: of the firings
-there is a sample per feature, tokens are counted some windows at a time, and syntax is read document by document.
+``label_sets.py`` says what a label is, ``labels.py`` how one is found, ``judging.py`` measures it. Here the statistics of an
+analysed text and the tokens of its windows are brought into the form that these take, with the syntax of Python source
+where all of the text is Python. Memory depends on the dictionary and the vocabulary, not on the length of a text: of the
+firings there is a sample per feature, tokens are counted some windows at a time, and syntax is read document by document.
 
     labels = label_features(statistics, dictionary, text, held_out, tokenizer, vocabulary)     # both steps
     sets = find_labels(statistics, windows, tokenizer, d_sae=2048, vocab_size=4096)            # or one, and the other
