@@ -31,7 +31,8 @@ def missing_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     def remove(kind: str) -> None:
         monkeypatch.setitem(sys.modules, LIBRARY[kind], None)
-        monkeypatch.delitem(sys.modules, kernels._MODULES[kind], raising=False)
+        for module in (kernels._MODULES[kind], "saescope.kernels.compiling"):
+            monkeypatch.delitem(sys.modules, module, raising=False)
         kernels._load.cache_clear()
 
     yield remove
