@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import sys
 
-from reproductions import absorption, annealing, consistency, ordering, pursuit, shrinkage, target_l0
+from reproductions import absorption, annealing, consistency, ordering, pursuit, right_l0, shrinkage, target_l0
 from reproductions.command import main
 
 STUDIES = tuple(
-    module.STUDY for module in (consistency, ordering, absorption, shrinkage, annealing, target_l0, pursuit)
+    module.STUDY for module in (consistency, ordering, right_l0, absorption, shrinkage, annealing, target_l0, pursuit)
 )
 
 if __name__ == "__main__":

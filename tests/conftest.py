@@ -25,6 +25,14 @@ def make_text(number: int, num_lines: int = 12) -> str:
     )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def results_kept_apart(tmp_path_factory):
+    """Evaluations find nothing that an earlier run of the tests has kept."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAESCOPE_CACHE", str(tmp_path_factory.mktemp("kept")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def missing():
     """``missing(tool, hint)`` skips the test, or fails it where SAESCOPE_REQUIRE promised the tool."""

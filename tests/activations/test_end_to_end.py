@@ -240,11 +240,10 @@ def test_the_loss_is_that_of_the_evaluation(tiny: LanguageModel, text: TokenWind
     part = dataclasses.replace(text, starts=text.starts[rows], lengths=text.lengths[rows])
     batch = next(EndToEndStream(tiny, part, HOOK, batch_size_windows=len(part)))
     dictionary = small()
-    loss = evaluate(dictionary, tiny, part, HOOK).model_loss
-    assert loss is not None
+    evaluation = evaluate(dictionary, tiny, part, HOOK)
     with torch.no_grad():
         ce = output_cross_entropy(tiny, HOOK)(dictionary(batch.x), batch.context)
-    assert float(ce) == pytest.approx(loss.ce_loss_spliced, rel=1e-5)
+    assert float(ce) == pytest.approx(evaluation["ce_loss_spliced"].value, rel=1e-5)
 
 
 def test_padding_is_no_text_to_predict(tiny: LanguageModel, documents: Any, tokenizer: Any) -> None:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from saescope.activations.python_syntax import CLASS_NAMES, SyntaxTable
 from saescope.analysis.judging import LabelJudge
 from saescope.analysis.label_sets import AfterTokens, LabelSet, SyntaxClass, TokenSet, TokensWithinClass, measure
-from saescope.analysis.python_syntax import CLASS_NAMES, SyntaxTable
 from saescope.dictionaries import SparseCodes
 
 V = 40

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from saescope.activations import Document, TokenWindows, WindowConfig
+from saescope.activations.python_syntax import CLASS_NAMES, SyntaxTable, token_classes
+from saescope.activations.python_syntax.table import BYTES_PER_TOKEN
 from saescope.analysis import labelling
 from saescope.analysis.judging import LabelJudge
 from saescope.analysis.label_sets import AfterTokens, SyntaxClass, TokenSet, TokensWithinClass, describe, measure
@@ -23,8 +25,6 @@ from saescope.analysis.labelling import (
     previous_in_windows,
 )
 from saescope.analysis.labels import Firings, LabelFinder, TextCounts
-from saescope.analysis.python_syntax import CLASS_NAMES, SyntaxTable, token_classes
-from saescope.analysis.python_syntax.table import BYTES_PER_TOKEN
 from saescope.dictionaries import SparseCodes
 from saescope.models.token_text import vocabulary_texts
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from saescope.activations.python_syntax import CLASS_NAMES, SyntaxTable, token_classes
 from saescope.analysis import labels
 from saescope.analysis.label_sets import (
     AfterTokens,
@@ -27,7 +28,6 @@ from saescope.analysis.label_sets import (
     previous_ids,
 )
 from saescope.analysis.labels import Candidate, Firings, LabelFinder, TextCounts
-from saescope.analysis.python_syntax import CLASS_NAMES, SyntaxTable, token_classes
 
 NAMES = ["alpha", "beta", "gamma", "delta", "omega", "node", "value", "path"]
 

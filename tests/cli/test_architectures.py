@@ -130,9 +130,11 @@ def test_eval_measures_where_it_was_trained(cli, run_of, recipe, tiny, tmp_path,
         hooks.get("hook_points") or hooks["hook_point"],
         hook_point_out=hooks.get("hook_point_out"),
         num_tokens=400,
-    ).numbers()
+    ).values()
     assert expected["num_tokens"] > 200
-    found = {key: math.nan if numbers[key] is None else numbers[key] for key in expected}
+    found, expected = (
+        {key: math.nan if of[key] is None else of[key] for key in expected} for of in (numbers, expected)
+    )
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-6, nan_ok=True)
     assert found["l0"] > 0.5
     assert f"{found['explained_variance']:.2f}"[:3] in ran.out

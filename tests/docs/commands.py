@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 COMMANDS = [
-    "", "demo", "train", "cache", "eval", "analyze", "features", "show feature", "show dictionary", "store info",
-    "store merge", "store export", "store import", "store delete", "export neuronpedia", "model",
+    "", "demo", "train", "cache", "eval", "sweep", "advise-l0", "match", "analyze",
+    "features", "show feature", "show dictionary", "store info", "store merge", "store export", "store import",
+    "store delete", "export neuronpedia", "model",
 ]  # fmt: skip
 
 

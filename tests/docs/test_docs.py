@@ -59,6 +59,7 @@ def test_the_page_of_coefficients_computes(tmp_path):
     assert run_python(example, tmp_path).strip() == "0.05"
 
 
+@pytest.mark.slow
 def test_the_page_of_caches_runs(tmp_path):
     """Its Python as it stands, its commands with less text."""
     page = "docs/caches.md"
@@ -73,6 +74,7 @@ def test_the_page_of_caches_runs(tmp_path):
     assert (tmp_path / "runs" / "deeper" / "dictionary" / "cfg.json").exists()
 
 
+@pytest.mark.slow
 def test_the_page_of_analysis_runs(tmp_path):
     """Its commands on a small run, its settings, and its Python as it stands."""
     page = "docs/analysis.md"
@@ -96,6 +98,40 @@ def test_the_page_of_analysis_runs(tmp_path):
     assert (file.analysis, file.num_tokens, file.settings["num_bands"]) == ("long", 5_000_000, 8)
     printed = run_python("\n".join(code_blocks("python", page)), tmp_path)
     assert len(printed.splitlines()) == 4
+
+
+@pytest.mark.slow
+def test_the_page_of_evaluation_runs(tmp_path, monkeypatch):
+    """Its commands on two small runs and less text, its Python as it stands; the sweep that it names can be read."""
+    page = "docs/evaluation.md"
+    monkeypatch.setenv("SAESCOPE_CACHE", str(tmp_path / "kept"))
+    small = (
+        "-o windows.max_tokens=20000 -o training.num_tokens=4096 -o dictionary.d_sae=256 -o stream.buffer_size_tokens=4096 "
+        "-o evaluation.num_tokens=3000"
+    )
+    first, sweep = code_blocks("sh", page)
+    one, studies, both = first.strip().splitlines()
+    less = " --num-sample-tokens 12000"
+    studies, both = (command.partition(" #")[0] for command in (studies, both))
+    trained = [f"saescope train demo {small}", f"saescope train demo {small} -o dictionary.k=32 --output runs/k32"]
+    for command in [*trained, one, studies + less, both.replace("all", "core,l0") + less]:
+        arguments = [sys.executable, "-m", *shlex.split(command, comments=True)]
+        ran = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert ran.returncode == 0, (command, ran.stderr)
+    assert (tmp_path / "both" / "report.html").exists()
+    (example,) = code_blocks("python", page)
+    assert "concepts 0." in run_python(example, tmp_path)
+    from saescope.cli.sweep_file import load_sweep
+
+    name = sweep.split()[-1]
+    assert len(load_sweep(name).runs(name)) == 30
+
+
+def test_the_studies_of_the_page_are_those_there_are():
+    from saescope.evaluation.studies import CONSISTENCY, STUDIES
+
+    rows = re.findall(r"^\| (`.*?`) \|", (ROOT / "docs" / "evaluation.md").read_text(), re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == {*STUDIES, CONSISTENCY}
 
 
 def test_the_page_of_architectures_runs(tmp_path):
@@ -148,7 +184,7 @@ def test_every_command_of_the_readme_exists():
     from saescope.cli.app import app
 
     known = set(get_command(app).commands)
-    named = set(re.findall(r"saescope ([a-z]+)", "\n".join(code_blocks("sh"))))
+    named = set(re.findall(r"saescope ([a-z0-9-]+)", "\n".join(code_blocks("sh"))))
     assert named
     assert named <= known
 

@@ -67,6 +67,11 @@ def features(dictionary: Dictionary, x: Tensor) -> Tensor:
     return pre.clamp_min(0)
 
 
+def floats(numbers: dict[str, float | None]) -> dict[str, float]:
+    """NaN where a number is not defined."""
+    return {name: math.nan if value is None else value for name, value in numbers.items()}
+
+
 def answer(dictionary: Dictionary, x: Tensor) -> Tensor:
     y = features(dictionary, x) @ dictionary.W_dec + dictionary.b_dec
     if getattr(dictionary, "has_skip", False):
@@ -174,12 +179,11 @@ def test_every_number_of_a_transcoder_against_plain_loops(
     dictionary = random_dictionary(name, **settings)
     expected = by_hand(dictionary, tiny, packed, [source], [target])
     evaluation = evaluate(dictionary, tiny, packed, source, hook_point_out=target, batch_size_windows=4)
-    got = evaluation.numbers()
-    del got["explained_variance_legacy"]
-    assert got == pytest.approx(expected, rel=2e-4, abs=1e-5, nan_ok=True)
+    got = evaluation.values()
+    assert {name: floats(got)[name] for name in expected} == pytest.approx(expected, rel=2e-4, abs=1e-5, nan_ok=True)
     assert expected["kl_spliced"] > 0.01
     assert got["silent_share"] >= 4 / 40
-    assert float(evaluation.density.sum()) == pytest.approx(got["l0"])
+    assert sum(evaluation.curves["features"]["density"]) == pytest.approx(got["l0"])
 
 
 @pytest.mark.parametrize(("name", "settings"), [("relu_crosscoder", {}), ("topk_crosscoder", {"k": 5})])
@@ -189,10 +193,9 @@ def test_every_number_of_a_crosscoder_against_plain_loops(
     """All sources are replaced at once, by what the features of the untouched model say."""
     dictionary = random_dictionary(name, d_in=sum(WIDTHS), source_widths=WIDTHS, **settings)
     expected = by_hand(dictionary, tiny, packed, SOURCES, SOURCES)
-    got = evaluate(dictionary, tiny, packed, SOURCES, batch_size_windows=4).numbers()
-    del got["explained_variance_legacy"]
-    assert got == pytest.approx(expected, rel=2e-4, abs=1e-5, nan_ok=True)
-    assert evaluate(dictionary, tiny, packed, list(SOURCES)).numbers()["kl_spliced"] == pytest.approx(got["kl_spliced"])
+    got = evaluate(dictionary, tiny, packed, SOURCES, batch_size_windows=4).values()
+    assert {name: floats(got)[name] for name in expected} == pytest.approx(expected, rel=2e-4, abs=1e-5, nan_ok=True)
+    assert evaluate(dictionary, tiny, packed, list(SOURCES)).values()["kl_spliced"] == pytest.approx(got["kl_spliced"])
 
 
 def test_all_sources_matter(tiny: LanguageModel, text: TokenWindows) -> None:
@@ -201,17 +204,15 @@ def test_all_sources_matter(tiny: LanguageModel, text: TokenWindows) -> None:
     with torch.no_grad():
         dictionary.W_dec.zero_()
         dictionary.b_dec.zero_()
-    loss = evaluate(dictionary, tiny, text, SOURCES).model_loss
-    assert loss is not None
-    assert loss.ce_loss_spliced == loss.ce_loss_zero_ablation
-    assert loss.kl_spliced == loss.kl_zero_ablation
+    loss = evaluate(dictionary, tiny, text, SOURCES).values()
+    assert loss["ce_loss_spliced"] == loss["ce_loss_zero_ablation"]
+    assert loss["kl_spliced"] == loss["kl_zero_ablation"]
     singles = []
     for name, width in zip(SOURCES, WIDTHS, strict=True):
         single = random_dictionary("relu", d_in=width)
-        alone = evaluate(single, tiny, text, name).model_loss
-        assert alone is not None
-        singles.append(alone.kl_zero_ablation)
-    assert all(loss.kl_zero_ablation != pytest.approx(single, rel=1e-3) for single in singles)
+        alone = evaluate(single, tiny, text, name).values()
+        singles.append(alone["kl_zero_ablation"])
+    assert all(loss["kl_zero_ablation"] != pytest.approx(single, rel=1e-3) for single in singles)
 
 
 def test_an_exact_transcoder_recovers_everything(tiny: LanguageModel, text: TokenWindows) -> None:
@@ -224,24 +225,21 @@ def test_an_exact_transcoder_recovers_everything(tiny: LanguageModel, text: Toke
         dictionary.W_skip.copy_(layer.weight.T)
         dictionary.b_dec.copy_(layer.bias)
     evaluation = evaluate(dictionary, tiny, text, NORM, hook_point_out=WIDE)
-    loss = evaluation.model_loss
-    assert loss is not None
-    assert evaluation.reconstruction.explained_variance == pytest.approx(1, abs=1e-6)
-    assert loss.ce_loss_spliced == pytest.approx(loss.ce_loss_clean, abs=1e-5)
-    assert loss.kl_spliced == pytest.approx(0, abs=1e-6)
-    assert loss.kl_zero_ablation > 0.01
-    assert loss.kl_recovered == pytest.approx(1, abs=1e-4)
+    loss = evaluation.values()
+    assert evaluation["explained_variance"].value == pytest.approx(1, abs=1e-6)
+    assert loss["ce_loss_spliced"] == pytest.approx(loss["ce_loss_clean"], abs=1e-5)
+    assert loss["kl_spliced"] == pytest.approx(0, abs=1e-6)
+    assert loss["kl_zero_ablation"] > 0.01
+    assert loss["kl_recovered"] == pytest.approx(1, abs=1e-4)
 
 
 def test_ablations_of_a_transcoder_are_those_of_its_output(tiny: LanguageModel, text: TokenWindows) -> None:
     """Whatever is read, the harm of ablating what is written is that of a dictionary there."""
     across = random_dictionary("transcoder", d_in=16, d_out=64)
-    there = evaluate(random_dictionary("relu", d_in=64), tiny, text, WIDE).model_loss
-    loss = evaluate(across, tiny, text, MLP_IN, hook_point_out=WIDE).model_loss
-    assert there is not None
-    assert loss is not None
+    there = evaluate(random_dictionary("relu", d_in=64), tiny, text, WIDE).values()
+    loss = evaluate(across, tiny, text, MLP_IN, hook_point_out=WIDE).values()
     for number in ("ce_loss_zero_ablation", "ce_loss_mean_ablation", "kl_zero_ablation", "kl_mean_ablation"):
-        assert getattr(loss, number) == pytest.approx(getattr(there, number), rel=1e-6), number
+        assert loss[number] == pytest.approx(there[number], rel=1e-6), number
 
 
 def test_special_tokens_and_padding_keep_their_activations_at_every_source(
@@ -263,8 +261,11 @@ def test_special_tokens_and_padding_keep_their_activations_at_every_source(
 
     monkeypatch.setattr(tiny, "logits", spy)
     evaluate(dictionary, tiny, packed, SOURCES, batch_size_windows=1000)
-    assert [list(edited) for edited in passes] == 4 * [list(SOURCES)]
-    for edited in passes[1:]:
+    assert [list(edited) for edited in passes] == 6 * [list(SOURCES)]
+    clean_of_baselines, *ablated, clean, spliced = passes
+    for edited in (clean_of_baselines, clean):
+        assert all(torch.equal(after, x) for x, after in edited.values())
+    for edited in (*ablated, spliced):
         for x, after in edited.values():
             assert torch.equal(after[~content], x[~content])
             assert (after[content] != x[content]).any(-1).all()
@@ -282,13 +283,13 @@ def test_a_masked_model_is_measured_without_a_loss(documents: Any, tokenizer: An
     evaluation = evaluate(
         dictionary, model, windows, "bert.encoder.layer.0", hook_point_out="bert.encoder.layer.1", batch_size_windows=3
     )
-    assert evaluation.model_loss is None
+    assert evaluation["kl_spliced"].value is None
     batch = windows.batch(range(len(windows)))
     x, y = (model.read(batch.ids, [f"bert.encoder.layer.{i}"]).popitem()[1][batch.keep].double() for i in (0, 1))
     with torch.no_grad():
         error = sum(float((b - answer(dictionary, a.float())).square().sum()) for a, b in zip(x, y, strict=True))
     variance = float((y - y.mean(0)).square().sum())
-    assert evaluation.reconstruction.explained_variance == pytest.approx(1 - error / variance, rel=1e-4)
+    assert evaluation["explained_variance"].value == pytest.approx(1 - error / variance, rel=1e-4)
 
 
 # what does not fit is refused in words

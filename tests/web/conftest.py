@@ -165,3 +165,54 @@ def evaluation() -> dict[str, Any]:
             {"name": "L0", "value": 32, "target": None, "met": None},
         ]
     }
+
+
+@pytest.fixture
+def evaluated() -> Any:
+    """Makes a report of an evaluation of so many dictionaries: names that attack the page, a failure, missing values."""
+    from saescope.evaluation.reporting.report import EvaluatedDictionary, EvaluationReport
+    from saescope.evaluation.results import Number, StudyResult
+
+    def one(place: int, architecture: str, k: int, seed: int) -> EvaluatedDictionary:
+        value = 0.8 + 0.03 * (architecture == "topk") + k / 1000 + seed / 10_000
+        core = StudyResult(
+            study="core",
+            numbers=(
+                Number(name="explained_variance", value=value, low=value - 0.012, high=value + 0.011, better="higher",
+                       variant="1 - E|x - x_hat|^2 / E|x - mean|^2"),
+                Number(name="ce_loss_recovered", value=None, better="higher", reason="the <i>ablation</i> does no harm"),
+                Number(name="l0", value=float(k), low=k - 1.5, high=k + 1.5),
+                Number(name="silent_share", value=0.01, better="lower"),
+            ),
+            tables={"by position": [{"position": f"{i}-{i + 8}", "num_tokens": 100, "l0": k + i} for i in range(0, 32, 8)]},
+            notes=("special tokens were left out",),
+            seconds=1.25,
+        )  # fmt: skip
+        probing = StudyResult(
+            study="probing",
+            numbers=(Number(name="f1_features_k1", value=0.5, low=0.4, high=0.6, better="higher"),),
+            tables={"probing": [
+                {"concept": "keyword", "f1": 0.91, "reason": ""},
+                {"concept": "docstring", "f1": None, "reason": "3 positives, too few"},
+            ]},
+        )  # fmt: skip
+        if place == 1:
+            probing = StudyResult.failed("probing", ValueError("only one class: <script>alert(1)</script>"))
+        scr = StudyResult(study="scr", numbers=(Number(name="top_10", value=0.3 - seed, better="higher"),))
+        return EvaluatedDictionary(
+            name=f"{architecture} k{k} <b>s{seed}</b>", architecture=architecture, d_sae=2048, seed=seed,
+            sparsity=f"k = {k}", studies={"core": core, "probing": probing, "scr": scr},
+        )  # fmt: skip
+
+    def report(number: int) -> EvaluationReport:
+        settings = [(a, k, seed) for a in ("topk", "relu", "gated") for k in (32, 64) for seed in (0, 1)]
+        return EvaluationReport(
+            dictionaries=tuple(one(place, *setting) for place, setting in enumerate(settings[:number])),
+            notes=("All were measured on the same tokens.",),
+            context={"model": "gpt & co", "num_tokens": 120_000},
+            unreliable={"scr.top_10": "unreliable: ranks a random dictionary (0.3) above the truth (0.1)"},
+            seconds={"training": 754.0, "studies": 12.5},
+            advice="Recommended L0: 30 to 60.",
+        )
+
+    return report

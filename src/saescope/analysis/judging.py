@@ -22,9 +22,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from saescope.activations.python_syntax import CLASS_NAMES, SyntaxTable, class_id
+from saescope.activations.python_syntax.table import BYTES_PER_TOKEN
 from saescope.analysis.label_sets import AfterTokens, LabelSet, Measured, SyntaxClass, TokensWithinClass
-from saescope.analysis.python_syntax import CLASS_NAMES, SyntaxTable, class_id
-from saescope.analysis.python_syntax.table import BYTES_PER_TOKEN
 from saescope.dictionaries import SparseCodes
 from saescope.kernels.compiling import jit
 

@@ -21,7 +21,7 @@ from math import nan, sqrt
 
 import numpy as np
 
-from saescope.analysis.python_syntax import SyntaxTable
+from saescope.activations.python_syntax import SyntaxTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class TokenSet:
 
 @dataclass(frozen=True, kw_only=True)
 class SyntaxClass:
-    """The tokens of one class of `saescope.analysis.python_syntax`."""
+    """The tokens of one class of `saescope.activations.python_syntax`."""
 
     name: str
 

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from saescope.activations import TokenWindows
+from saescope.activations.python_syntax import CLASS_NAMES, SyntaxTable
+from saescope.activations.python_syntax.windows import WindowSyntax, is_python
 from saescope.analysis.label_sets import AfterTokens, LabelSet, SyntaxClass, TokenSet, TokensWithinClass, describe
 from saescope.analysis.labels import Firings, LabelFinder, TextCounts
-from saescope.analysis.python_syntax import CLASS_NAMES, SyntaxTable
-from saescope.analysis.python_syntax.windows import WindowSyntax, is_python
 from saescope.dictionaries import Dictionary, SparseCodes
 from saescope.store import Label
 

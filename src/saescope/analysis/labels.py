@@ -33,6 +33,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from saescope.activations.python_syntax import CLASS_NAMES, SyntaxTable
 from saescope.analysis.label_sets import (
     AfterTokens,
     LabelSet,
@@ -45,7 +46,6 @@ from saescope.analysis.label_sets import (
     phi_of,
     previous_ids,
 )
-from saescope.analysis.python_syntax import CLASS_NAMES, SyntaxTable
 
 # share of the theoretical discount of sampled counts that is applied; chosen on the demo's dictionary by looking at
 # held-out precision and lift with 0, 0.3, 0.5, 0.7 and 1: the whole one finds sets of high precision, but wide ones

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import typer
 
+from saescope.cli.advise_l0 import advise_l0
 from saescope.cli.analyze import analyze
 from saescope.cli.cache import cache
 from saescope.cli.demo import demo
 from saescope.cli.eval import evaluate
 from saescope.cli.export import export
 from saescope.cli.features import features
+from saescope.cli.match import match
 from saescope.cli.model import model
 from saescope.cli.show import show
 from saescope.cli.store import store
+from saescope.cli.sweep import sweep
 from saescope.cli.train import train
 
 app = typer.Typer(
@@ -27,6 +30,9 @@ app.command()(demo)
 app.command()(train)
 app.command()(cache)
 app.command(name="eval")(evaluate)
+app.command()(sweep)
+app.command(name="advise-l0")(advise_l0)
+app.command()(match)
 app.command()(analyze)
 app.command()(features)
 app.add_typer(show, name="show")

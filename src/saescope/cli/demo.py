@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,6 +26,7 @@ def demo(
 ) -> None:
     """Train a dictionary on the bundled model, evaluate it, and show what a dozen of its features mean."""
     started = time.perf_counter()
+    import numpy as np
     from rich.console import Console
     from rich.rule import Rule
 
@@ -38,7 +38,7 @@ def demo(
         evaluate_run,
         load_model,
         load_windows,
-        numbers_of,
+        with_dead_share,
         write_evaluation,
     )
     from saescope.cli.setting import setting_of
@@ -66,27 +66,28 @@ def demo(
     else:
         model, windows = parts
     held_out = load_windows(model, config.held_out_dataset(), config.windows, console)
-    evaluation = evaluate_run(dictionary, model, held_out, setting, config.evaluation.num_tokens, console)
-    numbers = numbers_of(evaluation, metadata)
-    rows = verdicts(numbers)
-    write_evaluation(folder.evaluation, numbers, setting)
+    core = evaluate_run(dictionary, model, held_out, setting, config.evaluation.num_tokens, console)
+    core = with_dead_share(core, metadata)
+    rows = verdicts(core.values())
+    write_evaluation(folder.evaluation, core, setting)
     console.print(evaluation_view(rows))
-    console.print(f"on {numbers['num_tokens']:,} held-out tokens; every number is in eval.json", highlight=False)
+    console.print(f"on {core['num_tokens'].value:,} held-out tokens; every number is in eval.json", highlight=False)
 
     console.print(Rule("3  see what features mean", align="left"))
     store_path = folder.path / "features.db"
     with Store.open(store_path) as store:
-        defined = {key: value for key, value in numbers.items() if math.isfinite(value)}
         analyze_run(
             setting, dictionary, model, windows, held_out, store, console,
-            name=config.name, metrics=defined, overwrite=True, checkpoint=folder.path / "analysis.npz",
+            name=config.name, core=core, overwrite=True, checkpoint=folder.path / "analysis.npz",
         )  # fmt: skip
         drawn = draw_features(store, config.name, config.seed)
         for record in drawn:
             console.print(feature_view(store.page(config.name, record.index), max_examples=3))
         plots = {
             "How the dictionary was trained": plot_training(folder.metrics, folder.plots / "training.png"),
-            "How often features fire": plot_densities(evaluation.density.numpy(), folder.plots / "densities.png"),
+            "How often features fire": plot_densities(
+                np.array(core.curves["features"]["density"]), folder.plots / "densities.png"
+            ),
         }
         report = folder.path / "report.html"
         write_report(

@@ -1,4 +1,4 @@
-"""``saescope eval``: how good is a dictionary?"""
+"""``saescope eval``: how good are dictionaries?"""
 
 from __future__ import annotations
 
@@ -9,48 +9,119 @@ import typer
 
 
 def evaluate(
-    dictionary: Annotated[Path, typer.Argument(help="A dictionary's folder, or the folder of a run.")],
+    dictionary: Annotated[list[Path], typer.Argument(help="Dictionaries' folders, or folders of runs.")],
+    studies: Annotated[
+        str, typer.Option("--studies", metavar="NAME,NAME,...", help="What to measure: core, probing, ..., or all.")
+    ] = "core",
     model: Annotated[str | None, typer.Option(help="Model, if not the one it was trained on.")] = None,
     hook_point: Annotated[str | None, typer.Option(help="Hook point, if not the one it was trained on.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Data set, if not the one of its run.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of the data set. \\[default: held_out]")] = None,
     column: Annotated[str | None, typer.Option(help="Column that holds the text. \\[default: text]")] = None,
-    num_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to evaluate on. \\[default: the run's]")] = None,
+    num_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of the core study. \\[default: the run's]")
+    ] = None,
+    num_sample_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of the studies on stored activations and labels.")
+    ] = 60_000,
+    seed: Annotated[int, typer.Option(help="Of splits, draws and intervals.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "--out", help="Folder for report.html, report.json and pictures.")
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Also write the numbers to this store, to dictionaries it has.")
+    ] = None,
     plugin: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="Python file that registers an architecture of your own.")
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the numbers.")] = None,
+    saebench: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Also write core results as SAEBench defines them, for its tables."),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what was measured before.")] = False,
 ) -> None:
-    """Measure reconstruction, sparsity and what the model loses, on text that training has not seen."""
+    """Measure dictionaries on text that training has not seen: one in detail, or several side by side.
+
+    The core study is reconstruction, sparsity and what the model loses. The others: l0, probing, concepts, splitting,
+    absorption, cones, tpp, scr, meta_structure, first_letter. Results are kept under a hash of weights, text, settings
+    and code, so that nothing is measured twice and a stopped evaluation goes on. Intervals are over documents.
+    """
     from rich.console import Console
 
+    from saescope.cli.evaluating import (
+        candidates,
+        evaluate_candidates,
+        write_report,
+        write_saebench_core,
+        write_to_store,
+    )
     from saescope.cli.folders import find_dictionary
     from saescope.cli.plugin import load_plugins
-    from saescope.cli.run import evaluate_run, load_model, load_windows, numbers_of, write_evaluation
+    from saescope.cli.run import write_evaluation
     from saescope.cli.setting import setting_of
-    from saescope.cli.views import evaluation_view
-    from saescope.dictionaries import load_dictionary, read_metadata
-    from saescope.evaluation import verdicts
+    from saescope.cli.views.evaluation import report_view
+    from saescope.dictionaries import read_metadata
+    from saescope.evaluation.bench import BenchConfig
+    from saescope.evaluation.kept_results import KeptResults, default_folder
+    from saescope.evaluation.reporting.report import write_report_json
+    from saescope.evaluation.reporting.summary import summarise
+    from saescope.evaluation.studies import chosen_studies
 
     load_plugins(plugin)
-    path = find_dictionary(dictionary)
-    metadata = read_metadata(path)
-    setting = setting_of(
-        path, metadata, model=model, hook_point=hook_point, dataset=dataset, split=split, column=column
-    )
-    if setting.held_out is None:
-        raise ValueError(f"which split of {setting.dataset.name} is held out? Name it with --split")
-    opened = load_dictionary(path)
-    network = load_model(setting.model)
+    chosen = chosen_studies([name.strip() for name in studies.split(",")])
+    paths = [find_dictionary(path) for path in dictionary]
+    named = {}
+    for name, path in zip(names_of(paths), paths, strict=True):
+        setting = setting_of(
+            path, read_metadata(path), model=model, hook_point=hook_point, dataset=dataset, split=split, column=column
+        )
+        named[name] = (path, setting)
+    wanted = candidates(named)
     console = Console()
-    windows = load_windows(network, setting.held_out, setting.windows, console)
-    wanted = num_tokens or setting.evaluation.num_tokens
-    evaluation = evaluate_run(opened, network, windows, setting, wanted, console)
-    numbers = numbers_of(evaluation, metadata)
-    console.print(evaluation_view(verdicts(numbers)))
-    if evaluation.model_loss is None:
-        console.print(f"loss recovered does not apply: {network.name} does not predict the next token", highlight=False)
-    console.print(evaluation_view({"name": name, "value": value} for name, value in numbers.items()))
-    target = json_file or (path.parent if path.name == "dictionary" else path) / "eval.json"
-    write_evaluation(target, numbers, setting)
-    console.print(f"numbers: {target}", highlight=False, soft_wrap=True)
+    first = wanted[0].setting
+    config = BenchConfig(
+        num_tokens=num_tokens or first.evaluation.num_tokens, num_sample_tokens=num_sample_tokens, seed=seed
+    )
+    kept = None if fresh else KeptResults(default_folder())
+    report = evaluate_candidates(wanted, chosen, console, kept=kept, config=config)
+    console.print(report_view(report.as_dict(), summarise(report)))
+    for candidate, evaluated in zip(wanted, report.dictionaries, strict=True):
+        core = evaluated.studies.get("core")
+        if core is not None and not core.failure:
+            home = candidate.path.parent if candidate.path.name == "dictionary" else candidate.path
+            target = json_file if json_file and len(wanted) == 1 and not output else home / "eval.json"
+            write_evaluation(target, core, candidate.setting)
+            console.print(f"numbers: {target}", highlight=False, soft_wrap=True)
+    if json_file and (len(wanted) > 1 or output):
+        write_report_json(report, json_file)
+        console.print(f"numbers: {json_file}", highlight=False, soft_wrap=True)
+    if saebench:
+        for candidate, path in zip(wanted, write_saebench_core(wanted, console, saebench, config), strict=True):
+            console.print(f"SAEBench's numbers of {candidate.name}: {path}", highlight=False, soft_wrap=True)
+    if store:
+        for line in write_to_store(report, store):
+            console.print(line, highlight=False, soft_wrap=True)
+    if output:
+        written = write_report(report, output)
+        console.print(f"report: {written[1]}", highlight=False, soft_wrap=True)
+    failures = report.failures()
+    if failures and len(failures) == sum(len(about.studies) for about in report.dictionaries):
+        raise ValueError("every study failed")
+
+
+def names_of(paths: list[Path]) -> list[str]:
+    """A name for each: that of the run's folder, with as many folders above it as it takes to tell them apart.
+
+    Raises:
+        ValueError: one dictionary is named twice.
+    """
+    homes = [(path.parent if path.name == "dictionary" else path).resolve() for path in paths]
+    twice = sorted({str(home) for home in homes if homes.count(home) > 1})
+    if twice:
+        raise ValueError(f"{', '.join(twice)} is given more than once")
+    for depth in range(1, max(len(home.parts) for home in homes) + 1):
+        names = ["/".join(home.parts[-depth:]) for home in homes]
+        if len(set(names)) == len(names):
+            break
+    return names

@@ -124,20 +124,33 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         FileNotFoundError: no such file, and no recipe of that name in the package.
         ValueError: not TOML, an unknown key, a value of the wrong type, or settings that contradict each other.
     """
+    data, source = read_settings(path, RECIPES, "recipe", overrides)
+    return run_from_dict(data, source)
+
+
+def read_settings(
+    path: str | Path, shipped: Path, what: str, overrides: Sequence[str] = ()
+) -> tuple[dict[str, Any], str]:
+    """The values of a TOML file, or of the one of that name among those that come with saescope, and the file's name.
+
+    Raises:
+        FileNotFoundError: there is neither; the shipped ones are named.
+        ValueError: not TOML, or an override that makes no sense.
+    """
     path = Path(path)
     if not path.is_file():
-        shipped = RECIPES / f"{path.name.removesuffix('.toml')}.toml"
-        if not shipped.is_file():
-            names = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
-            raise FileNotFoundError(f"no recipe {path}; give a TOML file, or one that comes with saescope: {names}")
-        path = shipped
+        own = shipped / f"{path.name.removesuffix('.toml')}.toml"
+        if not own.is_file():
+            names = ", ".join(sorted(p.stem for p in shipped.glob("*.toml")))
+            raise FileNotFoundError(f"no {what} {path}; give a TOML file, or one that comes with saescope: {names}")
+        path = own
     try:
         data = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from error
     for override in overrides:
         _override(data, override)
-    return run_from_dict(data, str(path))
+    return data, str(path)
 
 
 def run_from_dict(data: Mapping[str, Any], source: str) -> RunConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,7 +21,7 @@ from saescope.cli.progress import progress
 from saescope.cli.recipe import ModelConfig, RunConfig
 from saescope.cli.setting import Setting
 from saescope.dictionaries import Dictionary
-from saescope.evaluation import Evaluation, evaluate
+from saescope.evaluation import Number, StudyResult, evaluate
 from saescope.models import LanguageModel
 from saescope.store import AnalysisRecord, EvaluationResult, Store, TrainingRun
 
@@ -70,7 +69,7 @@ def evaluate_run(
     setting: Setting,
     num_tokens: int,
     console: Console,
-) -> Evaluation:
+) -> StudyResult:
     with progress(console, "evaluating", "batches") as update:
         return evaluate(
             dictionary,
@@ -83,29 +82,51 @@ def evaluate_run(
         )
 
 
-def numbers_of(evaluation: Evaluation, metadata: dict[str, Any]) -> dict[str, float]:
-    """The numbers of ``eval.json``. ``dead_share`` is that of training where it is known: it saw far more tokens."""
-    numbers = evaluation.numbers()
-    training = metadata["saescope"].get("training", {})
-    numbers["dead_share"] = training.get("dead_share", numbers["silent_share"])
-    numbers["dead_share_num_tokens"] = training.get("dead_after_tokens", numbers["num_tokens"])
-    return numbers
+def with_dead_share(core: StudyResult, metadata: dict[str, Any]) -> StudyResult:
+    """The core numbers and ``dead_share``: that of training where it is known, since it saw far more tokens."""
+    training = metadata.get("saescope", {}).get("training", {})
+    share = training.get("dead_share", core["silent_share"].value)
+    num_tokens = training.get("dead_after_tokens", core["num_tokens"].value)
+    dead = Number(name="dead_share", value=share, better="lower", variant=f"no firing on {num_tokens:,.0f} tokens")
+    return replace(core, numbers=(*core.numbers, dead))
 
 
-def write_evaluation(path: Path, numbers: dict[str, float], setting: Setting) -> None:
-    """``eval.json``: every number by name (null where it is undefined), and what it was measured with."""
+def write_evaluation(path: Path, core: StudyResult, setting: Setting) -> None:
+    """``eval.json``: every number by name (null where it is undefined, and why), intervals, and what was measured with."""
     assert setting.held_out is not None
     path.parent.mkdir(parents=True, exist_ok=True)
-    finite = {key: None if math.isnan(value) else value for key, value in numbers.items()}
     context = {
         "model": setting.model.name,
         "hook_point": ", ".join(setting.reads),
         **({"hook_point_out": setting.hook_point_out} if setting.hook_point_out else {}),
         "held_out": vars(setting.held_out),
     }
+    written = {
+        **core.values(),
+        "intervals": {number.name: [number.low, number.high] for number in core.numbers if number.low is not None},
+        "not_defined": {number.name: number.reason for number in core.numbers if number.value is None},
+        "context": context,
+    }
     beside = path.with_name(path.name + ".partial")
-    beside.write_text(json.dumps({**finite, "context": context}, indent=1) + "\n")
+    beside.write_text(json.dumps(written, indent=1) + "\n")
     beside.replace(path)
+
+
+def as_records(result: StudyResult) -> list[EvaluationResult]:
+    """A study's numbers as a store keeps them."""
+    return [
+        EvaluationResult(
+            study=result.study,
+            metric=number.name,
+            value=number.value,
+            low=number.low,
+            high=number.high,
+            variant=number.variant,
+            code_version=__version__,
+            details={"reason": number.reason} if number.reason else {},
+        )
+        for number in result.numbers
+    ]
 
 
 def stages(console: Console, stack: ExitStack) -> Callable[[str, int, int], None]:
@@ -132,14 +153,11 @@ def analyze_run(
     console: Console,
     *,
     name: str,
-    metrics: dict[str, float] | None = None,
+    core: StudyResult | None = None,
     **options: Any,
 ) -> AnalysisRecord:
     """Analyze a dictionary into a store; ``options`` are those of :func:`saescope.analysis.analyze`."""
-    study = [
-        EvaluationResult(study="reconstruction", metric=metric, value=value, code_version=__version__)
-        for metric, value in (metrics or {}).items()
-    ]
+    study = [] if core is None else as_records(core)
     with ExitStack() as stack:
         return analyze(
             dictionary,

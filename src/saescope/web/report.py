@@ -7,23 +7,17 @@ that other pages can use it too.
 
 from __future__ import annotations
 
-import base64
-import os
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from jinja2 import Environment
 
 from saescope import __version__
 from saescope.store import Store
-from saescope.web import bins, drawing, numbers
+from saescope.web import bins, drawing
 from saescope.web.further import further_numbers
-
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+from saescope.web.one_file import data_uri, environment, replace_file, static
 
 
 def write_report(
@@ -58,31 +52,18 @@ def write_report(
             signed=any(page.feature.negative_share for page in pages),
             evaluations=store.evaluations(record.name),
             rows=[_evaluation_row(row) for row in (evaluation or {}).get("rows", [])],
-            plots={caption: _data_uri(file) for caption, file in plots.items()},
-            style=Markup((files("saescope.web") / "static" / "report.css").read_text(encoding="utf-8")),
+            plots={caption: data_uri(file) for caption, file in plots.items()},
+            style=static("report.css"),
             version=__version__,
         )
     )
-    _replace(Path(path), html)
+    replace_file(Path(path), html)
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("saescope.web"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        decimal=numbers.decimal,
-        whole=numbers.whole,
-        percent=numbers.percent,
-        quantity=numbers.quantity,
-        met_words=numbers.met_words,
-        visible=drawing.visible,
-    )
-    environment.globals.update(
+    made = environment()
+    made.filters.update(visible=drawing.visible)
+    made.globals.update(
         shade=drawing.shade,
         excerpt=drawing.excerpt,
         chart=drawing.chart,
@@ -91,31 +72,10 @@ def _environment() -> Environment:
         reach=bins.reach,
         further_numbers=further_numbers,
     )
-    return environment
+    return made
 
 
 def _evaluation_row(row: Mapping[str, Any]) -> dict[str, Any]:
     if "name" not in row or "value" not in row:
         raise ValueError(f"an evaluation row needs a name and a value, got {dict(row)}")
     return {"target": None, "met": None, **row}
-
-
-def _data_uri(file: Path) -> str:
-    content = Path(file).read_bytes()
-    if not content.startswith(_PNG_SIGNATURE):
-        raise ValueError(f"the plot {file} is not a PNG picture; save it as one")
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}-", delete=False) as beside:
-        try:
-            beside.write(text)
-            beside.flush()
-            os.fsync(beside.fileno())
-            os.chmod(beside.name, 0o644)  # a temporary file is private; a report is to be shared
-            os.replace(beside.name, path)
-        except BaseException:
-            os.unlink(beside.name)
-            raise

@@ -1,0 +1,1 @@
+"""Absorption and splitting: where one concept is shared out among features."""

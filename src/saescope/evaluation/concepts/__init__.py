@@ -1,0 +1,1 @@
+"""Features against known concepts: single features, cones of them, and outside embeddings."""

@@ -1,0 +1,1 @@
+"""Reconstruction, sparsity, and what the model loses."""

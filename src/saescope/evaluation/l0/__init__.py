@@ -1,0 +1,1 @@
+"""How many features should fire on a token?"""

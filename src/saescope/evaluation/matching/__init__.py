@@ -1,0 +1,1 @@
+"""Dictionaries against each other: which features are the same, and which are not."""

@@ -1,0 +1,1 @@
+"""Probes for true labels, and where the labels come from."""

@@ -1,0 +1,1 @@
+"""What removing features does to probes."""

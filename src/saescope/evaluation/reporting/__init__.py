@@ -1,0 +1,1 @@
+"""Many results as one record, compared, in words and in pictures."""
