@@ -57,6 +57,13 @@ def test_several_dictionaries_and_studies(cli: Any, trained: Path, another: Path
     assert read_report_json(out / "report.json").dictionaries == report.dictionaries  # found, not made again
 
 
+def test_json_holds_every_study_that_was_asked_for(cli: Any, trained: Path, tmp_path: Path) -> None:
+    target = tmp_path / "numbers.json"
+    assert cli("eval", trained, "--studies", "l0", "--num-sample-tokens", 500, "--json", target).code == 0
+    (about,) = read_report_json(target).dictionaries
+    assert list(about.studies) == ["l0"]
+
+
 def test_numbers_go_to_the_store(cli: Any, trained: Path, tmp_path: Path) -> None:
     store = tmp_path / "features.db"
     assert cli("analyze", trained, "--store", store).code == 0

@@ -34,7 +34,9 @@ def evaluate(
     plugin: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="Python file that registers an architecture of your own.")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the numbers.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Where to write the numbers: core's, or the whole report.")
+    ] = None,
     saebench: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Also write core results as SAEBench defines them, for its tables."),
@@ -86,14 +88,15 @@ def evaluate(
     kept = None if fresh else KeptResults(default_folder())
     report = evaluate_candidates(wanted, chosen, console, kept=kept, config=config)
     console.print(report_view(report.as_dict(), summarise(report)))
+    core_alone = len(wanted) == 1 and [study.name for study in chosen] == ["core"]
     for candidate, evaluated in zip(wanted, report.dictionaries, strict=True):
         core = evaluated.studies.get("core")
         if core is not None and not core.failure:
             home = candidate.path.parent if candidate.path.name == "dictionary" else candidate.path
-            target = json_file if json_file and len(wanted) == 1 and not output else home / "eval.json"
+            target = json_file if json_file and core_alone else home / "eval.json"
             write_evaluation(target, core, candidate.setting)
             console.print(f"numbers: {target}", highlight=False, soft_wrap=True)
-    if json_file and (len(wanted) > 1 or output):
+    if json_file and not core_alone:
         write_report_json(report, json_file)
         console.print(f"numbers: {json_file}", highlight=False, soft_wrap=True)
     if saebench:
