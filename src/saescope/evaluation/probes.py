@@ -1,10 +1,14 @@
 """Linear probes: how well a direction, or a handful of features, tells a yes from a no.
 
+Most probes of an evaluation read the activations themselves, and are the same for every dictionary at that place. So a
+probe that was fitted to the very same numbers in this process is not fitted again: it is found by a hash of them.
+
 n  samples, m  inputs of a probe (features, or dimensions of the activations).
 """
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -13,6 +17,8 @@ import numpy as np
 from scipy import sparse
 
 Inputs: TypeAlias = "np.ndarray | sparse.csr_array | sparse.csc_array"
+_MOST_FITTED = 4096  # probes that are remembered; 25 MB at 768 dimensions
+_fitted: dict[bytes, Probe] = {}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,17 +49,33 @@ def fit_probe(x: Inputs, y: np.ndarray, *, c: float = 1.0, balanced: bool = Fals
     Raises:
         ValueError: all samples are of one class, or an input is not a number.
     """
+    y = np.asarray(y, dtype=bool)
+    require_both_classes(y)
+    if not isinstance(x, np.ndarray):  # features, and so of one dictionary alone
+        return _fit(x, y, c, balanced, max_iter)
+    about = hashlib.blake2b(repr((x.shape, x.dtype.str, c, balanced, max_iter)).encode())
+    about.update(np.ascontiguousarray(x).tobytes())
+    about.update(y.tobytes())
+    key = about.digest()
+    if key not in _fitted:
+        if len(_fitted) >= _MOST_FITTED:
+            del _fitted[next(iter(_fitted))]  # the oldest
+        _fitted[key] = _fit(x, y, c, balanced, max_iter)
+    return _fitted[key]
+
+
+def _fit(x: Inputs, y: np.ndarray, c: float, balanced: bool, max_iter: int) -> Probe:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    y = np.asarray(y, dtype=bool)
-    require_both_classes(y)
     model = LogisticRegression(C=c, max_iter=max_iter, class_weight="balanced" if balanced else None)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         model.fit(x, y)
     converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
-    return Probe(weights=model.coef_[0].astype(np.float64), bias=float(model.intercept_[0]), converged=converged)
+    weights = model.coef_[0].astype(np.float64)
+    weights.flags.writeable = False  # it may be handed out again
+    return Probe(weights=weights, bias=float(model.intercept_[0]), converged=converged)
 
 
 def require_both_classes(y: np.ndarray, what: str = "the probe", *, least: int = 1) -> None:
