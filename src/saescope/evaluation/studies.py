@@ -23,6 +23,7 @@ from saescope.evaluation.concepts.concept_f1 import ConceptConfig, concept_f1
 from saescope.evaluation.concepts.cones import ConeConfig, concept_cones
 from saescope.evaluation.controls import controls, marks
 from saescope.evaluation.core.study import evaluate, evaluate_activations
+from saescope.evaluation.core.weights import require_finite
 from saescope.evaluation.kept_results import KeptResults, digest_of_code, digest_of_tensors, key_of, source_of
 from saescope.evaluation.l0.advice import judge_l0
 from saescope.evaluation.matching.consistency import ConsistencyConfig, consistency
@@ -30,7 +31,7 @@ from saescope.evaluation.meta_structure import MetaStructureConfig, meta_structu
 from saescope.evaluation.probing.studies import ProbingConfig, probe_features
 from saescope.evaluation.removal.perturbation import tpp
 from saescope.evaluation.removal.settings import RemovalConfig
-from saescope.evaluation.removal.spurious import pairs_with_quadrants, scr
+from saescope.evaluation.removal.spurious import LEAST_IN_QUADRANT, pairs_with_quadrants, scr
 from saescope.evaluation.results import Number, StudyResult
 from saescope.evaluation.world import World
 from saescope.evaluation.world import world as draw_world
@@ -75,6 +76,11 @@ def _absorption_in_world(dictionary: Dictionary, world: World) -> StudyResult:
 
 def _scr(dictionary: Dictionary, bench: Bench) -> StudyResult:
     pairs = pairs_with_quadrants(bench.labels)[:_MOST_PAIRS]
+    if not pairs:
+        raise ValueError(
+            f"no two labels have {LEAST_IN_QUADRANT} tokens of each kind (both, either alone, neither) in the sample; read "
+            "more text"
+        )
     return scr(dictionary, bench.sample, bench.labels, pairs, config=RemovalConfig(seed=bench.config.seed))
 
 
@@ -198,10 +204,15 @@ def run_studies(
         if on_progress:
             on_progress(study.title, done, len(studies))
         key = key_of("study", study.name, weights, about, bench.digest, digest_of_code())
-        found[study.name] = _found_or_made(study.name, key, kept, partial(study.run, dictionary, bench))
+        found[study.name] = _found_or_made(study.name, key, kept, partial(_run, study, dictionary, bench))
     if on_progress and studies:
         on_progress(studies[-1].title, len(studies), len(studies))
     return found
+
+
+def _run(study: Study, dictionary: Dictionary, bench: Bench) -> StudyResult:
+    require_finite(dictionary)  # also by studies that read some of the weights alone
+    return study.run(dictionary, bench)
 
 
 def run_consistency(

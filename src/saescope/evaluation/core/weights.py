@@ -45,7 +45,8 @@ def require_finite(dictionary: Dictionary) -> None:
     for name, tensor in dictionary.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             bad = int((~tensor.isfinite()).sum())
+            known_as = name.replace("encoder_rows", "W_enc")  # how it is stored here
             raise ValueError(
-                f"{bad:,} of the {tensor.numel():,} values of the dictionary's {name} are NaN or infinite; the file is "
+                f"{bad:,} of the {tensor.numel():,} values of the dictionary's {known_as} are NaN or infinite; the file is "
                 "damaged, or its training diverged"
             )

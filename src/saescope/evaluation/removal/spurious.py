@@ -39,10 +39,11 @@ UNRELIABLE = (
     "500); do not rank dictionaries by it alone"
 )
 LEAST_GAP = 1e-3  # between clean and biased accuracy, as published: below it there is nothing to remove
+LEAST_IN_QUADRANT = 200  # tokens of both labels, of either alone and of neither, of a pair that is worth removing
 _DIRECTIONS = ("scr_dir1", "scr_dir2")
 
 
-def pairs_with_quadrants(labels: TokenLabels, least: int = 200) -> list[tuple[str, str]]:
+def pairs_with_quadrants(labels: TokenLabels, least: int = LEAST_IN_QUADRANT) -> list[tuple[str, str]]:
     """Pairs of labels with at least so many tokens of both, of either alone and of neither; the fullest pairs first."""
     values = labels.values.astype(np.float64)
     both = values.T @ values  # [L, L]
