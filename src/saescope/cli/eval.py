@@ -26,7 +26,8 @@ def evaluate(
     ] = 60_000,
     seed: Annotated[int, typer.Option(help="Of splits, draws and intervals.")] = 0,
     output: Annotated[
-        Path | None, typer.Option("--output", "--out", help="Folder for report.html, report.json and pictures.")
+        Path | None,
+        typer.Option("--output", "--out", help="Folder for report.html, report.md, report.json and pictures."),
     ] = None,
     store: Annotated[
         str | None, typer.Option(help="Also write the numbers to this store, to dictionaries it has.")

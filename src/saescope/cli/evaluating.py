@@ -128,17 +128,20 @@ def evaluate_candidates(
 
 
 def write_report(report: EvaluationReport, folder: Path) -> list[Path]:
-    """``report.json``, ``report.html`` and pictures in a folder."""
+    """``report.json``, ``report.html``, ``report.md`` and pictures in a folder."""
     from saescope.evaluation.reporting.plots import plot_report
     from saescope.evaluation.reporting.summary import summarise
+    from saescope.web.evaluation_markdown import write_evaluation_markdown
     from saescope.web.evaluation_page import write_evaluation_page
 
     summary = summarise(report)
     written = write_report_json(report, folder / "report.json", summary=summary)
-    pictures = plot_report(report, folder / "plots")
-    page = folder / "report.html"
-    write_evaluation_page(page, report.as_dict(), summary, pictures=[picture.as_dict() for picture in pictures])
-    return [written, page, *[picture.path for picture in pictures]]
+    drawn = plot_report(report, folder / "plots")
+    page, text = folder / "report.html", folder / "report.md"
+    pictures = [picture.as_dict() for picture in drawn]
+    write_evaluation_page(page, report.as_dict(), summary, pictures=pictures)
+    write_evaluation_markdown(text, report.as_dict(), summary, pictures=pictures)
+    return [written, page, text, *[picture.path for picture in drawn]]
 
 
 def write_saebench_core(wanted: Sequence[Candidate], console: Console, folder: Path, config: BenchConfig) -> list[Path]:
