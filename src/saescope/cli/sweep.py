@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,6 +66,7 @@ def sweep(
         home = find_dictionary(path)
         named[run.name] = (home, setting_of(home, read_metadata(home)))
     sparsities = {name: str(variant.get("sparsity", "")) for name, variant in config.variant_of.items()}
+    started = time.perf_counter()
     advice = l0_advice(runs, paths, console)
     report = evaluate_candidates(
         candidates(named, sparsities),
@@ -75,6 +78,7 @@ def sweep(
         notes=[*config.notes, *(f"{name}: {' '.join(said)}" for name, said in advice.items())],
         advice="; ".join(f"{name}: {said[-1].rstrip('.')}" for name, said in advice.items()),
     )
+    report = replace(report, seconds={**report.seconds, "studies": time.perf_counter() - started})  # with the advice
     console.print(report_view(report.as_dict(), summarise(report)))
     written = write_report(report, folder)
     console.print(
