@@ -259,14 +259,16 @@ def test_measures_of_a_dictionary(sample, topk):
 def test_a_single_dictionary_is_measured_and_sent_to_a_sweep(sample, topk):
     result = judge_l0(topk, sample, batch_size_tokens=50)
     assert result.study == "l0"
-    measured = measure_l0(topk, sample, [5, 7, 9], batch_size_tokens=50)
-    assert [n.name for n in result.numbers] == ["l0", "c_dec", "c_dec_random", "s_5", "s_7", "s_9"]
+    measured = measure_l0(
+        topk, sample, [6], batch_size_tokens=50
+    )  # a quarter; a sixteenth and an eighth are below its L0
+    assert [n.name for n in result.numbers] == ["l0", "c_dec", "c_dec_random", "s_6"]
     assert result["l0"].value == measured.l0
     assert result["l0"].low is not None
     assert result["l0"].low <= measured.l0 <= result["l0"].high
     assert result["c_dec"].value == measured.c_dec
-    assert [result[f"s_{n}"].value for n in (5, 7, 9)] == [measured.s[n] for n in (5, 7, 9)]
-    assert result["s_5"].low < result["s_5"].value < result["s_5"].high
+    assert result["s_6"].value == measured.s[6]
+    assert result["s_6"].low < result["s_6"].value < result["s_6"].high
     (row,) = result.tables["advice"]
     assert row["verdict"] == "unknown"
     assert "advise-l0" in row["reason"]

@@ -20,7 +20,7 @@ import torch
 from saescope.dictionaries import Dictionary
 from saescope.evaluation.intervals import interval, sums_by_document
 from saescope.evaluation.l0.curves import CurveVerdict, Kind, L0AdviceConfig, L0Measures, SweepPoint, read_curve
-from saescope.evaluation.l0.measures import BATCH_SIZE_TOKENS, ProjectionMeter, decoder_overlap, default_ns
+from saescope.evaluation.l0.measures import BATCH_SIZE_TOKENS, ProjectionMeter, decoder_overlap
 from saescope.evaluation.results import Number, StudyResult
 from saescope.evaluation.sample import TokenSample
 
@@ -132,7 +132,8 @@ def judge_l0(
 
     Args:
         advice: what :func:`advise` said of a sweep of dictionaries at this hook point, of about this width.
-        ns: the n of s_n; those of the advice, or else three between the dictionary's own L0 and half its features.
+        ns: the n of s_n; those of the advice, or else a sixteenth, an eighth and a quarter of the features, as far as they
+            are above the dictionary's own L0: the same for all dictionaries of one size, so that they can be compared.
 
     Raises:
         ValueError: as :func:`measure_l0`.
@@ -140,7 +141,8 @@ def judge_l0(
     firings = _firings(dictionary, sample)
     l0 = float(firings.mean())
     if ns is None:
-        ns = advice.ns if advice is not None and advice.ns else default_ns(l0, dictionary.d_sae)
+        shares = [dictionary.d_sae // part for part in (16, 8, 4)]
+        ns = advice.ns if advice is not None and advice.ns else sorted({n for n in shares if n > l0})
     overlap = decoder_overlap(dictionary.W_dec)
     ends = _ends_of_mean(sums_by_document(sample.document, np.stack([firings, np.ones(len(firings))], 1)))
     numbers = [
@@ -168,7 +170,7 @@ def judge_l0(
             sums = np.stack([per_batch[:, column], np.ones(len(per_batch))], 1)
             numbers.append(Number.of(f"s_{n:g}", value, better="lower", variant=variant, **_ends_of_mean(sums)))
     else:
-        notes.append(f"s_n is left out: no n lies between the L0 of {l0:.3g} and half of {dictionary.d_sae} features")
+        notes.append(f"s_n is left out: the L0 of {l0:.3g} is a quarter of the {dictionary.d_sae} features or more")
     row: dict[str, Any] = {"l0": l0, "low": None, "high": None, "verdict": "unknown"}
     if advice is None:
         row["reason"] = "c_dec and s_n of one dictionary alone do not tell; `saescope advise-l0` trains a sweep"
