@@ -27,7 +27,8 @@ $(PEERS_STAMP): benchmarks/constraints-peers.txt
 	@echo "installing into $(PEERS) (once, some minutes)"; started=$$SECONDS; \
 	if ! test -x $(PEERS)/bin/python; then $(PYTHON) -m venv $(PEERS) || exit 1; fi; \
 	pip="$(PEERS)/bin/python -m pip install -q --disable-pip-version-check -c $<"; \
-	{ $$pip torch sae-lens eai-sparsify nnsight && $$pip --no-deps dictionary-learning; } \
+	{ $$pip torch sae-lens eai-sparsify nnsight matplotlib scikit-learn scikit-image opencv-python-headless && \
+		$$pip --no-deps dictionary-learning overcomplete interpreto; } \
 		2> >(grep -v 'is ignored' >&2) || exit 1; \
 	touch $@; echo "installed in $$((SECONDS - started)) s"
 
@@ -48,8 +49,9 @@ lint: $(STAMP)  ## style, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: $(STAMP)  ## write docs/commands.md from the commands' own help
+docs: $(STAMP)  ## write docs/commands.md and the table of docs/formats.md
 	$(BIN)/python tests/docs/commands.py docs/commands.md
+	$(BIN)/python -m saescope.formats.table docs/formats.md
 
 reproduce: $(STAMP)  ## small published results, run again; what has not changed is skipped
 	$(BIN)/python -m reproductions

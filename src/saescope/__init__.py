@@ -42,6 +42,8 @@ if TYPE_CHECKING:
         transcoder,
     )
     from saescope.evaluation import evaluate
+    from saescope.formats.loading import convert, load
+    from saescope.formats.sae_alias import SAE
     from saescope.models import LanguageModel
     from saescope.store import Store
     from saescope.training import Run, TrainingBatch, TrainingConfig, register_loss, train, train_many
@@ -81,12 +83,16 @@ _HOMES = {
     "write_cache": "saescope.activations",
     "read_documents": "saescope.activations",
     "evaluate": "saescope.evaluation",
+    "SAE": "saescope.formats.sae_alias",
+    "convert": "saescope.formats.loading",
+    "load": "saescope.formats.loading",
     "analyze": "saescope.analysis",
     "Store": "saescope.store",
     "write_report": "saescope.web",
 }
 
 __all__ = [
+    "SAE",
     "AbsTopK",
     "ActivationStream",
     "BatchTopK",
@@ -112,8 +118,10 @@ __all__ = [
     "archetypal",
     "architecture",
     "architectures",
+    "convert",
     "crosscoder",
     "evaluate",
+    "load",
     "load_dictionary",
     "read_documents",
     "register",

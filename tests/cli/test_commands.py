@@ -238,7 +238,7 @@ def test_a_full_disk_ends_in_one_line_and_keeps_what_was_there(cli, recipe, tmp_
 def test_something_that_is_no_dictionary(cli, tmp_path, command):
     ran = cli(command, tmp_path / "nothing")
     assert ran.code == 2
-    assert "no such folder" in ran.err
+    assert "there is no" in ran.err
     ran = cli(command, tmp_path)
     assert ran.code == 2
     assert "cfg.json" in ran.err

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from saescope.dictionaries import Dictionary, TopKConfig
 
-LINEAR = ["relu", "gated", "jumprelu", "topk", "abs_topk", "batch_topk", "matryoshka", "ordered"]
+LINEAR = ["relu", "gated", "jumprelu", "topk", "abs_topk", "batch_topk", "matryoshka", "ordered", "group_max"]
 PER_TOKEN = ["topk", "abs_topk", "ordered"]
 PER_BATCH = ["batch_topk", "matryoshka"]
 
@@ -72,6 +72,12 @@ def _rule(
         width = dictionary.config.bandwidth
         near = np.abs((pre - p["threshold"]) / width) < 0.5
         own["threshold"] = -(p["threshold"] / width) * near
+    elif name == "group_max":
+        size = -(-pre.shape[-1] // dictionary.config.k)
+        mask = np.zeros_like(pre, dtype=bool)
+        for first in range(0, pre.shape[-1], size):
+            winner = first + pre[:, first : first + size].argmax(-1)
+            mask[np.arange(len(pre)), winner] = pre[np.arange(len(pre)), winner] > 0
     elif name == "abs_topk":
         mask = _winners_per_token(np.abs(pre), dictionary.config.k)
     elif name in PER_TOKEN:

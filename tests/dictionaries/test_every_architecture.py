@@ -27,8 +27,8 @@ TIED = ["matching_pursuit"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
 
-def test_there_are_twelve_families_of_them():
-    bases = ["relu", "gated", "jumprelu", "topk", "abs_topk", "batch_topk", "matryoshka", "ordered"]
+def test_there_are_thirteen_families_of_them():
+    bases = ["relu", "gated", "jumprelu", "topk", "abs_topk", "batch_topk", "matryoshka", "ordered", "group_max"]
     expected = {*bases, "matching_pursuit", "transcoder", "skip_transcoder"}
     for base in bases:
         expected |= {f"{base}_archetypal", f"{base}_crosscoder"}

@@ -24,7 +24,11 @@ def _always_worth_it(monkeypatch):
 
 
 def made(name: str):
-    extra = {"k": 5} if "topk" in name or "ordered" in name or "matryoshka" in name or "pursuit" in name else {}
+    extra = (
+        {"k": 5}
+        if "topk" in name or "group" in name or "ordered" in name or "matryoshka" in name or "pursuit" in name
+        else {}
+    )
     if name.endswith("crosscoder"):
         extra["source_widths"] = (5, 7)
     if name.endswith("transcoder"):

@@ -40,3 +40,12 @@ def fast_files(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", synced.append)
     return lambda: len(synced)
+
+
+@pytest.fixture(scope="session")
+def peer_python(missing: Callable[[str, str], None]) -> Path:
+    """The interpreter of the environment with the libraries whose files are read and written."""
+    python = Path(__file__).parents[2] / ".venv-peers" / "bin" / "python"
+    if not python.exists():
+        missing("peers", "needs the other libraries: make peers")
+    return python

@@ -15,7 +15,7 @@ from saescope.training.losses import loss_for
 from saescope.training.optimizer import UnitNormAdam
 from saescope.training.resampling import resample
 
-POSSIBLE = ["relu", "gated", "jumprelu", "topk", "abs_topk", "batch_topk", "matryoshka", "ordered"]
+POSSIBLE = ["relu", "gated", "jumprelu", "topk", "abs_topk", "batch_topk", "matryoshka", "ordered", "group_max"]
 
 
 def _optimizer(dictionary, batch_of, tokens) -> UnitNormAdam:

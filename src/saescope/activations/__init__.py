@@ -4,6 +4,7 @@ from saescope.activations.cache import CachedActivations, CachedStream
 from saescope.activations.cache_writing import DiskTooSmall, cache_settings, check_cache_folder, write_cache
 from saescope.activations.documents import DatasetConfig, DatasetError, Document, read_documents
 from saescope.activations.end_to_end import EndToEndStream, output_cross_entropy, output_divergence
+from saescope.activations.of_dictionary import of
 from saescope.activations.stream import ActivationBatch, ActivationStream, ShuffledStream, SideBySide, StreamConfig
 from saescope.activations.windows import TokenWindows, WindowBatch, WindowConfig
 
@@ -25,6 +26,7 @@ __all__ = [
     "WindowConfig",
     "cache_settings",
     "check_cache_folder",
+    "of",
     "output_cross_entropy",
     "output_divergence",
     "read_documents",

@@ -199,23 +199,22 @@ def _opened(file: AnalysisFile, plugin: list[Path] | None) -> tuple[Dictionary, 
     """The dictionary, what it is looked at with, and its name in the store."""
     from dataclasses import replace
 
-    from saescope.cli.folders import find_dictionary
+    from saescope.cli.opening import find_dictionary, metadata_of, open_dictionary
     from saescope.cli.plugin import load_plugins
     from saescope.cli.setting import setting_of
-    from saescope.dictionaries import load_dictionary, read_metadata
 
     load_plugins(plugin)
     path = find_dictionary(file.dictionary)
     setting = setting_of(
         path,
-        read_metadata(path),
+        metadata_of(path),
         model=file.model,
         hook_point=file.hook_point,
         dataset=file.dataset,
         column=file.column,
     )
     setting = replace(setting, analysis=file.settings_over(setting.analysis))
-    return load_dictionary(path), setting, file.name or (setting.run or {}).get("name") or path.name
+    return open_dictionary(path), setting, file.name or (setting.run or {}).get("name") or path.name
 
 
 def _windows_of(shard: str, num_windows: int) -> tuple[int, int]:

@@ -7,12 +7,16 @@ import typer
 from saescope.cli.advise_l0 import advise_l0
 from saescope.cli.analyze import analyze
 from saescope.cli.cache import cache
+from saescope.cli.convert import convert
 from saescope.cli.demo import demo
 from saescope.cli.eval import evaluate
 from saescope.cli.export import export
 from saescope.cli.features import features
+from saescope.cli.info import info
+from saescope.cli.list import list_
 from saescope.cli.match import match
 from saescope.cli.model import model
+from saescope.cli.push import push
 from saescope.cli.show import show
 from saescope.cli.store import store
 from saescope.cli.sweep import sweep
@@ -35,6 +39,10 @@ app.command(name="advise-l0")(advise_l0)
 app.command()(match)
 app.command()(analyze)
 app.command()(features)
+app.command()(info)
+app.command()(convert)
+app.command()(push)
+app.add_typer(list_, name="list")
 app.add_typer(show, name="show")
 app.add_typer(store, name="store")
 app.add_typer(export, name="export")

@@ -59,12 +59,11 @@ def evaluate(
         write_saebench_core,
         write_to_store,
     )
-    from saescope.cli.folders import find_dictionary
+    from saescope.cli.opening import find_dictionary, metadata_of
     from saescope.cli.plugin import load_plugins
     from saescope.cli.run import write_evaluation
     from saescope.cli.setting import setting_of
     from saescope.cli.views.evaluation import report_view
-    from saescope.dictionaries import read_metadata
     from saescope.evaluation.bench import BenchConfig
     from saescope.evaluation.kept_results import KeptResults, default_folder
     from saescope.evaluation.reporting.report import write_report_json
@@ -77,7 +76,7 @@ def evaluate(
     named = {}
     for name, path in zip(names_of(paths), paths, strict=True):
         setting = setting_of(
-            path, read_metadata(path), model=model, hook_point=hook_point, dataset=dataset, split=split, column=column
+            path, metadata_of(path), model=model, hook_point=hook_point, dataset=dataset, split=split, column=column
         )
         named[name] = (path, setting)
     wanted = candidates(named)
@@ -95,6 +94,8 @@ def evaluate(
         if core is not None and not core.failure:
             home = candidate.path.parent if candidate.path.name == "dictionary" else candidate.path
             target = json_file if json_file and core_alone else home / "eval.json"
+            if not home.is_dir() and target != json_file:
+                continue  # a file, or a place elsewhere
             write_evaluation(target, core, candidate.setting)
             console.print(f"numbers: {target}", highlight=False, soft_wrap=True)
     if json_file and not core_alone:

@@ -11,10 +11,11 @@ from typing import Any
 from rich.console import Console
 
 from saescope import __version__
+from saescope.cli.opening import metadata_of, open_dictionary
 from saescope.cli.progress import progress
 from saescope.cli.run import as_records, load_model, load_windows, with_dead_share
 from saescope.cli.setting import Setting
-from saescope.dictionaries import Dictionary, load_dictionary, read_metadata
+from saescope.dictionaries import Dictionary
 from saescope.evaluation.bench import Bench, BenchConfig, Progress
 from saescope.evaluation.kept_results import KeptResults
 from saescope.evaluation.reporting.report import EvaluatedDictionary, EvaluationReport, write_report_json
@@ -54,7 +55,7 @@ def candidates(
     for name, (path, setting) in named.items():
         if setting.held_out is None:
             raise ValueError(f"{name}: which split of {setting.dataset.name} is held out? Name it with --split")
-        metadata = read_metadata(path)
+        metadata = metadata_of(path)
         found.append(
             Candidate(
                 name=name, path=path, setting=setting, sparsity=(sparsities or {}).get(name, ""), metadata=metadata
@@ -87,7 +88,7 @@ def evaluate_candidates(
         bench: Bench | None = None
         for number, candidate in enumerate(group, start=1):
             which = f"{candidate.name} ({number} of {len(group)})" if len(group) > 1 else candidate.name
-            dictionary = load_dictionary(candidate.path)
+            dictionary = open_dictionary(candidate.path)
             sites = Sites.of(
                 dictionary,
                 model,
@@ -156,7 +157,7 @@ def write_saebench_core(wanted: Sequence[Candidate], console: Console, folder: P
         windows = load_windows(model, setting.held_out, setting.windows, console)
         with progress(console, f"{candidate.name} as SAEBench measures", "batches") as update:
             found = saebench_core(
-                load_dictionary(candidate.path),
+                open_dictionary(candidate.path),
                 model,
                 windows,
                 setting.reads[0],

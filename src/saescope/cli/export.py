@@ -113,10 +113,9 @@ def neuronpedia(
 
 
 def _decoder_rows(folder: Path, d_sae: int) -> Callable[[int], list[float]]:
-    from saescope.cli.folders import find_dictionary
-    from saescope.dictionaries import load_dictionary
+    from saescope.cli.opening import find_dictionary, open_dictionary
 
-    opened = load_dictionary(find_dictionary(folder))
+    opened = open_dictionary(find_dictionary(folder))
     rows = opened.W_dec.detach().float()
     if rows.ndim != 2 or len(rows) != d_sae:
         raise ValueError(

@@ -81,14 +81,6 @@ def prepare_folder(path: Path, run: dict[str, Any], *, overwrite: bool, resume: 
     return folder
 
 
-def find_dictionary(path: str | Path) -> Path:
-    """The dictionary folder that a path means: itself, or ``dictionary`` inside a run's folder."""
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no such folder: {path}; name a dictionary's folder or the folder of a run")
-    return path / "dictionary" if (path / "dictionary" / "cfg.json").exists() else path
-
-
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)

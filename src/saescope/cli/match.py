@@ -40,10 +40,9 @@ def match(
     """Compare two dictionaries: which features of B are shared with A, split, absorbed or new."""
     from rich.console import Console
 
-    from saescope.cli.folders import find_dictionary
+    from saescope.cli.opening import find_dictionary, metadata_of, open_dictionary
     from saescope.cli.plugin import load_plugins
     from saescope.cli.views.matching import match_view
-    from saescope.dictionaries import load_dictionary, read_metadata
     from saescope.evaluation.matching.activation_consistency import activation_consistency
     from saescope.evaluation.matching.consistency import consistency
     from saescope.evaluation.matching.relations import relations
@@ -53,7 +52,7 @@ def match(
     load_plugins(plugin)
     console = Console()
     paths = [find_dictionary(path) for path in (a, b)]
-    metadata = [read_metadata(path) for path in paths]
+    metadata = [metadata_of(path) for path in paths]
     names = [
         str((found["saescope"].get("run") or {}).get("name") or path.name)
         for found, path in zip(metadata, paths, strict=True)
@@ -63,7 +62,7 @@ def match(
         names = [_folder(a), _folder(b) if store is None and not name else names[1]]
     if names[0] == names[1]:
         raise ValueError(f"both dictionaries are called {names[0]}; say with --against what A is to be called")
-    opened = [load_dictionary(path) for path in paths]
+    opened = [open_dictionary(path) for path in paths]
     if store is not None:  # before anything slow
         with Store.open(store, must_exist=True) as place:
             known = place.dictionary(names[1])

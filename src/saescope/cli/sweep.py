@@ -42,13 +42,12 @@ def sweep(
     from rich.console import Console
 
     from saescope.cli.evaluating import candidates, evaluate_candidates, write_report
-    from saescope.cli.folders import find_dictionary
+    from saescope.cli.opening import find_dictionary, metadata_of
     from saescope.cli.plugin import load_plugins
     from saescope.cli.setting import setting_of
     from saescope.cli.sweep_file import load_sweep
     from saescope.cli.sweeps import sweep_seconds, train_sweep
     from saescope.cli.views.evaluation import report_view
-    from saescope.dictionaries import read_metadata
     from saescope.evaluation.bench import BenchConfig
     from saescope.evaluation.kept_results import KeptResults
     from saescope.evaluation.reporting.summary import summarise
@@ -64,7 +63,7 @@ def sweep(
     named = {}
     for run, path in zip(runs, paths, strict=True):
         home = find_dictionary(path)
-        named[run.name] = (home, setting_of(home, read_metadata(home)))
+        named[run.name] = (home, setting_of(home, metadata_of(home)))
     sparsities = {name: str(variant.get("sparsity", "")) for name, variant in config.variant_of.items()}
     started = time.perf_counter()
     advice = l0_advice(runs, paths, console)

@@ -7,6 +7,7 @@ from saescope.dictionaries.batch_topk import BatchTopK, BatchTopKConfig
 from saescope.dictionaries.codes import Firings, SparseCodes
 from saescope.dictionaries.crosscoder import Crosscoder, LatentScaling, crosscoder, latent_scaling
 from saescope.dictionaries.gated import Gated
+from saescope.dictionaries.group_max import GroupMax
 from saescope.dictionaries.jumprelu import JumpReLU, JumpReLUConfig
 from saescope.dictionaries.matching_pursuit import MatchingPursuit, MatchingPursuitConfig, Pursuit
 from saescope.dictionaries.matryoshka import Matryoshka, MatryoshkaConfig
@@ -16,7 +17,7 @@ from saescope.dictionaries.saving import load_dictionary, read_metadata, save_di
 from saescope.dictionaries.topk import TopK, TopKConfig
 from saescope.dictionaries.transcoder import Transcoder, transcoder
 
-for _host in (ReLU, Gated, JumpReLU, TopK, AbsTopK, BatchTopK, Matryoshka, Ordered):
+for _host in (ReLU, Gated, JumpReLU, TopK, AbsTopK, BatchTopK, Matryoshka, Ordered, GroupMax):
     archetypal(_host)
     transcoder(_host)
     transcoder(_host, skip=True)
@@ -32,6 +33,7 @@ __all__ = [
     "DictionaryConfig",
     "Firings",
     "Gated",
+    "GroupMax",
     "JumpReLU",
     "JumpReLUConfig",
     "LatentScaling",

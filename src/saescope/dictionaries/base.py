@@ -58,6 +58,7 @@ class Dictionary(nn.Module, ABC):
         no.
         input_normalization: what happens to an activation first, and is undone last (nothing, as a rule: see
             ``normalization.py``).
+        metadata: what its file says of it (``model_name``, ``hook_name``, ...); empty for one that was made here.
     """
 
     architecture: ClassVar[str]  # our name, as in recipes
@@ -86,6 +87,7 @@ class Dictionary(nn.Module, ABC):
         self.b_enc: nn.Parameter | None = nn.Parameter(torch.zeros(config.d_sae))
         self.b_dec = nn.Parameter(torch.zeros(self.d_out))
         self.input_normalization: InputNormalization = NoNormalization()
+        self.metadata: dict[str, Any] = {}
 
     def make_decoder(self, rows: Tensor, generator: torch.Generator | None) -> None:
         """Set up what ``W_dec`` comes from; ``rows`` are random unit rows ``[d_sae, d_out]``."""
@@ -323,12 +325,13 @@ class Dictionary(nn.Module, ABC):
         return {name: tensor.detach() for name, tensor in named.items()}
 
     @torch.no_grad()
-    def take_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Become what a file holds (names, shapes and dtypes were checked)."""
+    def take_tensors(self, tensors: dict[str, Tensor], *, copy: bool = True) -> None:
+        """Become what a file holds (names, shapes and dtypes were checked); without ``copy`` the tensors are our own."""
         own = dict(self.named_parameters()) | dict(self.named_buffers())
         for name, tensor in tensors.items():
             mine = own["encoder_rows" if name == "W_enc" else name]
-            mine.data = (tensor.T if name == "W_enc" else tensor).contiguous().clone()
+            value = tensor.T if name == "W_enc" else tensor
+            mine.data = value.clone(memory_format=torch.contiguous_format) if copy else value
 
     def saelens_extras(self) -> dict[str, Any]:
         """Keys of cfg.json beside those that all architectures share, in SAELens' names where it has them."""

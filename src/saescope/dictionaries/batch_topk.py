@@ -120,9 +120,9 @@ class BatchTopK(Dictionary):
         return tensors | {"threshold": self.threshold.to(self.W_dec.dtype).expand(self.d_sae)}
 
     @torch.no_grad()
-    def take_tensors(self, tensors: dict[str, Tensor]) -> None:
+    def take_tensors(self, tensors: dict[str, Tensor], *, copy: bool = True) -> None:
         threshold = tensors["threshold"]
         if not bool((threshold == threshold[0]).all()) and not bool(threshold.isnan().all()):
             raise ValueError("a BatchTopK dictionary has one threshold for all features; this file has several")
-        super().take_tensors({**tensors, "threshold": threshold[0]})
+        super().take_tensors({**tensors, "threshold": threshold[0].clone()}, copy=copy)
         self.threshold_steps.fill_(0 if self.threshold.isnan() else 1)

@@ -119,8 +119,8 @@ class MatchingPursuit(Dictionary):
         del tensors["residual_threshold"]
         return tensors
 
-    def take_tensors(self, tensors: dict[str, Tensor]) -> None:
-        super().take_tensors(tensors)
+    def take_tensors(self, tensors: dict[str, Tensor], *, copy: bool = True) -> None:
+        super().take_tensors(tensors, copy=copy)
         self.residual_threshold = self.W_dec.new_tensor(self.config.residual_threshold)
 
     def settings(self) -> dict[str, Any]:

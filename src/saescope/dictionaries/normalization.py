@@ -1,8 +1,8 @@
 """What a dictionary does to an activation before it encodes it, where that can not be folded into its weights.
 
 A factor or a linear map is folded into weights and biases when a dictionary is saved, and nothing of it remains. Two
-things can not be: layer norm, which divides every token by its own spread, and a linear map in front of an encoder that
-is the decoder (matching pursuit). These are kept here, applied first and undone last.
+things can not be: layer norm and constant norm, which divide every token by a number of its own, and a linear map in
+front of an encoder that is the decoder (matching pursuit). These are kept here, applied first and undone last.
 
 B  tokens, d  activation width.
 """
@@ -32,7 +32,23 @@ class NoNormalization(InputNormalization):
     """Activations as they are."""
 
 
-class LayerNorm(InputNormalization):
+class PerToken(InputNormalization):
+    """Divides every token by a number of its own, and so needs the input again to undo it."""
+
+    def spread(self, x: Tensor) -> Tensor:
+        """What features write on each token is multiplied by this, ``[..., 1]``."""
+        raise NotImplementedError
+
+    def undo(self, x_hat: Tensor, x: Tensor | None) -> Tensor:
+        if x is None:
+            raise ValueError(
+                "this dictionary normalises every token, and needs the input again to undo it: decode(f, x), or "
+                "dictionary(x) for both steps"
+            )
+        return x_hat * self.spread(x)
+
+
+class LayerNorm(PerToken):
     """Each token less its mean, divided by its standard deviation (of d - 1) plus 1e-5.
 
     Undone with the standard deviation alone, as in the code of Gao et al. 2024 and in SAELens, whose files this opens.
@@ -41,23 +57,28 @@ class LayerNorm(InputNormalization):
     name = "layer_norm"
 
     def normalise(self, x: Tensor) -> Tensor:
-        mean, spread = self._statistics(x)
-        return (x - mean) / (spread + LAYER_NORM_EPS)
+        return (x - x.mean(-1, keepdim=True)) / (self.spread(x) + LAYER_NORM_EPS)
 
     def undo(self, x_hat: Tensor, x: Tensor | None) -> Tensor:
-        if x is None:
-            raise ValueError(
-                "this dictionary normalises every token, and needs the input again to undo it: decode(f, x), or "
-                "dictionary(x) for both steps"
-            )
-        mean, spread = self._statistics(x)
-        return x_hat * spread + mean
+        undone = super().undo(x_hat, x)
+        return undone if x is None else undone + x.mean(-1, keepdim=True)
 
-    @staticmethod
-    def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    def spread(self, x: Tensor) -> Tensor:
         if x.shape[-1] < 2:
             raise ValueError("layer norm needs activations of width 2 or more")
-        return x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
+        return x.std(-1, keepdim=True)
+
+
+class ConstantNorm(PerToken):
+    """Each token brought to norm sqrt(d); SAELens' name for it."""
+
+    name = "constant_norm_rescale"
+
+    def normalise(self, x: Tensor) -> Tensor:
+        return x / self.spread(x)
+
+    def spread(self, x: Tensor) -> Tensor:
+        return x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
 
 
 class Whitening(InputNormalization):
@@ -85,7 +106,7 @@ def input_normalization(name: str, d_in: int) -> InputNormalization:
     """The normalisation of this name, its tensors to be filled in; ValueError where the name is not known."""
     if name == Whitening.name:
         return Whitening(torch.zeros(d_in), torch.zeros(d_in, d_in), torch.zeros(d_in, d_in))
-    kinds = {kind.name: kind for kind in (NoNormalization, LayerNorm)}
+    kinds = {kind.name: kind for kind in (NoNormalization, LayerNorm, ConstantNorm)}
     if name not in kinds:
         raise ValueError(f"normalize_activations = {name!r} can not be opened so far; known are {', '.join(kinds)}")
     return kinds[name]()

@@ -126,24 +126,9 @@ def load_dictionary(folder: str | Path, *, device: str = "cpu") -> Dictionary:
     """
     folder = Path(folder)
     config = _read_config(folder)
-    cls = _class_of(config, folder)
-    if config.get("reshape_activations", "none") != "none":
-        raise ValueError(
-            f"{folder}: cfg.json has reshape_activations = {config['reshape_activations']!r}; "
-            "only 'none' can be opened so far"
-        )
-    if config.get("rescale_acts_by_decoder_norm"):
-        raise ValueError(f"{folder}: gating by decoder norm (rescale_acts_by_decoder_norm) can not be opened so far")
-    key_of = {field.name: cls.saelens_keys.get(field.name, field.name) for field in fields(cls.Config)}
-    needed = {key_of[field.name] for field in fields(cls.Config) if field.default is MISSING}
-    unknown = set(config) - set(key_of.values()) - _FORM_KEYS
-    if unknown or not needed <= set(config):
-        raise ValueError(
-            f"{folder}: cfg.json of a {config['architecture']} dictionary needs {sorted(needed)}; "
-            f"missing {sorted(needed - set(config))}, not understood {sorted(unknown)}"
-        )
+    cls, chosen = settings_in(config, folder)
     try:
-        settings = cls.Config(**{name: config[key] for name, key in key_of.items() if key in config})
+        settings = cls.Config(**chosen)
         with torch.device("meta"):  # shapes are compared before any memory is asked for
             expected = _empty(cls, settings, config).saved_tensors()
     except (TypeError, ValueError) as error:
@@ -161,16 +146,45 @@ def load_dictionary(folder: str | Path, *, device: str = "cpu") -> Dictionary:
         dictionary.take_tensors(tensors)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
+    dictionary.metadata = _metadata(config)
     return dictionary.to(device).eval()
 
 
-def _empty(cls: type[Dictionary], settings: DictionaryConfig, config: dict[str, Any]) -> Dictionary:
+def settings_in(config: Mapping[str, Any], where: object) -> tuple[type[Dictionary], dict[str, Any]]:
+    """The architecture that a cfg.json names, and the fields of its config.
+
+    Raises:
+        ValueError: an unknown architecture, an option that would change the function, a missing or an unknown key.
+    """
+    cls = _class_of(config, where)
+    if config.get("reshape_activations", "none") != "none":
+        raise ValueError(
+            f"{where}: cfg.json has reshape_activations = {config['reshape_activations']!r}, as files of SAELens do; open "
+            "them with saescope.load"
+        )
+    if config.get("rescale_acts_by_decoder_norm"):
+        raise ValueError(
+            f"{where}: features compete by decoder norms (rescale_acts_by_decoder_norm), as in files of SAELens; open them "
+            "with saescope.load"
+        )
+    key_of = {field.name: cls.saelens_keys.get(field.name, field.name) for field in fields(cls.Config)}
+    needed = {key_of[field.name] for field in fields(cls.Config) if field.default is MISSING}
+    unknown = set(config) - set(key_of.values()) - _FORM_KEYS
+    if unknown or not needed <= set(config):
+        raise ValueError(
+            f"{where}: cfg.json of a {config['architecture']} dictionary needs {sorted(needed)}; "
+            f"missing {sorted(needed - set(config))}, not understood {sorted(unknown)}"
+        )
+    return cls, {name: config[key] for name, key in key_of.items() if key in config}
+
+
+def _empty(cls: type[Dictionary], settings: DictionaryConfig, config: Mapping[str, Any]) -> Dictionary:
     dictionary = cls(settings, seed=None)
     dictionary.input_normalization = input_normalization(config.get("normalize_activations", "none"), dictionary.d_in)
     return dictionary
 
 
-def _class_of(config: dict[str, Any], folder: Path) -> type[Dictionary]:
+def _class_of(config: Mapping[str, Any], folder: object) -> type[Dictionary]:
     """The architecture of a file: what our note in it says, if it fits the name; else what the name says."""
     name = config.get("architecture")
     noted = str(_metadata(config)["saescope"].get("architecture"))
@@ -192,7 +206,7 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
     return _metadata(_read_config(Path(folder)))
 
 
-def _metadata(config: dict[str, Any]) -> dict[str, Any]:
+def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
     """The metadata of a config; what is no JSON object there counts as empty."""
     metadata = config.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}

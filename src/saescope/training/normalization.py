@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from saescope.dictionaries import Crosscoder, Dictionary
-from saescope.dictionaries.normalization import LayerNorm, NoNormalization, Whitening
+from saescope.dictionaries.normalization import ConstantNorm, LayerNorm, NoNormalization, Whitening
 
 NORMALIZATIONS = ("scale", "unit_scale", "layer_norm", "whitening", "none")
 _WHITENING_EPS = 1e-3
@@ -180,6 +180,8 @@ def measure_again(name: str, x: Tensor, target: Tensor | None, dictionary: Dicti
         ValueError: the dictionary keeps a normalisation and ``name`` is another one, or the other way round.
     """
     kept = dictionary.input_normalization
+    if isinstance(kept, ConstantNorm):
+        raise ValueError("this dictionary brings every token to one norm, with which saescope does not train")
     keeps = {LayerNorm: "layer_norm", Whitening: "whitening"}.get(type(kept), "")
     if keeps and name != keeps:
         raise ValueError(

@@ -158,7 +158,7 @@ def test_normalised_error_is_the_same_at_any_scale_and_a_share_of_the_variance(m
 def test_each_architecture_has_its_loss():
     expected = {
         "relu": L1Config, "gated": GatedConfig, "jumprelu": JumpReLULossConfig, "topk": AuxKConfig,
-        "abs_topk": AuxKConfig, "batch_topk": AuxKConfig, "matryoshka": MatryoshkaLossConfig,
+        "abs_topk": AuxKConfig, "group_max": AuxKConfig, "batch_topk": AuxKConfig, "matryoshka": MatryoshkaLossConfig,
         "ordered": OrderedConfig, "matching_pursuit": PursuitConfig,
     }  # fmt: skip
     for name, config in expected.items():

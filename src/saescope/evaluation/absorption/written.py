@@ -18,7 +18,7 @@ import torch
 from scipy import sparse
 
 from saescope.dictionaries import Dictionary, SparseCodes
-from saescope.dictionaries.normalization import LayerNorm
+from saescope.dictionaries.normalization import PerToken
 from saescope.evaluation.sample import TokenSample, encode_sample
 
 
@@ -50,8 +50,8 @@ class Written:
             raise ValueError("activations of the sample hold numbers that are not finite")
         normalization = dictionary.input_normalization
         rows, spread = dictionary.W_dec.detach(), None
-        if isinstance(normalization, LayerNorm):
-            spread = sample.x.double().std(-1).numpy()
+        if isinstance(normalization, PerToken):
+            spread = normalization.spread(sample.x.double())[:, 0].numpy()
         else:
             rows = normalization.undo(rows, None) - normalization.undo(torch.zeros_like(rows), None)
         rows = rows.double().cpu()

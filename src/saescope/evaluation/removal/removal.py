@@ -24,7 +24,7 @@ from scipy import sparse
 from torch import Tensor
 
 from saescope.dictionaries import Dictionary, Transcoder
-from saescope.dictionaries.normalization import LayerNorm, NoNormalization, Whitening
+from saescope.dictionaries.normalization import NoNormalization, PerToken, Whitening
 from saescope.evaluation.probes import Probe, fit_probe
 from saescope.evaluation.sample import TokenLabels, TokenSample, encode_sample
 
@@ -107,10 +107,10 @@ def written(dictionary: Dictionary, x: Tensor, units: sparse.csr_array) -> Writt
     undoing = NoNormalization() if isinstance(dictionary, Transcoder) else dictionary.input_normalization
     known = type(dictionary).decode in (Dictionary.decode, Transcoder.decode)
     known &= type(dictionary).combine is Dictionary.combine
-    if not known or type(undoing) not in (NoNormalization, LayerNorm, Whitening):
+    if not known or not isinstance(undoing, NoNormalization | PerToken | Whitening):
         return Decoded(codes=units @ wide, rows=rows.numpy(), dictionary=dictionary, x=x, of_tokens=codes, units=units)
-    if isinstance(undoing, LayerNorm):
-        wide = sparse.diags_array(x.double().std(-1).cpu().numpy()) @ wide
+    if isinstance(undoing, PerToken):
+        wide = sparse.diags_array(undoing.spread(x.double())[:, 0].cpu().numpy()) @ wide
     if isinstance(undoing, Whitening):
         rows = rows @ undoing.inverse.double().cpu()
     return Written(codes=sparse.csr_array(units @ wide), rows=rows.numpy())

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from saescope.dictionaries import Crosscoder, Dictionary, Gated, Transcoder
-from saescope.dictionaries.normalization import LayerNorm, Whitening
+from saescope.dictionaries.normalization import PerToken, Whitening
 
 _LAYER = re.compile(r"blocks\.(\d+)\.")
 
@@ -232,7 +232,7 @@ def _refuse(dictionary: Dictionary) -> None:
             f"SAEBench reads one hook point, but a {dictionary.architecture} dictionary reads several at once; "
             "evaluate it with saescope's own studies"
         )
-    if isinstance(dictionary.input_normalization, LayerNorm):
+    if isinstance(dictionary.input_normalization, PerToken):
         raise ValueError(
             "SAEBench calls decode(f) without the input, but this dictionary normalises every token and needs its input "
             "again to undo that; evaluate it with saescope's own studies"
