@@ -148,7 +148,9 @@ def _provenance(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, value in provenance.items():
         if isinstance(value, Mapping):
             held = ", ".join(
-                f"{key} {_words(each)}" for key, each in value.items() if not isinstance(each, Mapping | list)
+                f"{key} {_words(each)}"
+                for key, each in value.items()
+                if not isinstance(each, Mapping | list) and each not in (None, "")
             )
             lines.append((f"saescope's {name}", held or "recorded"))
         elif name != "architecture":
