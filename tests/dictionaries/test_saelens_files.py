@@ -23,6 +23,7 @@ from saescope.dictionaries import (
     read_metadata,
     save_dictionary,
 )
+from saescope.dictionaries.normalization import LayerNorm
 
 D_IN, D_SAE, D_OUT = 6, 10, 5
 STANDARD = {"W_enc": [D_IN, D_SAE], "W_dec": [D_SAE, D_IN], "b_enc": [D_SAE], "b_dec": [D_IN]}
@@ -305,3 +306,12 @@ def test_saelens_own_file_has_no_note_and_no_keys_of_ours(make, tokens, tmp_path
     opened = load_dictionary(tmp_path / "m")
     assert opened.config.k == 6
     assert opened(tokens()).equal(pursuit(tokens()))
+
+
+@pytest.mark.parametrize("name", ["skip_transcoder", "jumprelu_skip_transcoder"])
+def test_a_skip_connection_of_normalised_inputs_is_no_function_of_saelens(make, tokens, tmp_path, name):
+    dictionary = make(name)
+    dictionary.input_normalization = LayerNorm()
+    save_dictionary(dictionary, tmp_path / "d")
+    assert _read(tmp_path / "d")[0]["architecture"] == f"saescope/{name}"
+    assert load_dictionary(tmp_path / "d")(tokens()).equal(dictionary(tokens()))

@@ -56,8 +56,10 @@ def save_dictionary(
             raise FileExistsError(f"{folder} already exists; choose another folder or allow overwriting")
         _refuse_foreign_files(folder)
     normalization = dictionary.input_normalization.name
-    # what SAELens can not undo gets a name that it refuses
-    ours_alone = normalization.startswith("saescope/")
+    # what SAELens can not undo gets a name that it refuses; its skip connections read what is not normalised
+    ours_alone = normalization.startswith("saescope/") or (
+        normalization != "none" and getattr(dictionary, "has_skip", False)
+    )
     own = {"architecture": dictionary.architecture, **(saescope or {})}
     config = {
         "architecture": f"saescope/{dictionary.architecture}" if ours_alone else dictionary.saelens_name,
