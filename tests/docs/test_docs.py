@@ -134,6 +134,7 @@ def test_the_studies_of_the_page_are_those_there_are():
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == {*STUDIES, CONSISTENCY}
 
 
+@pytest.mark.slow
 def test_the_page_of_architectures_runs(tmp_path):
     page = "docs/architectures.md"
     compare, example = code_blocks("python", page)
@@ -212,6 +213,7 @@ def test_the_house_papers_are_there(name):
     assert (ROOT / name).stat().st_size > 200
 
 
+@pytest.mark.slow
 def test_the_page_of_training_runs(tmp_path):
     (example,) = code_blocks("python", "docs/training.md")
     lines = run_python(example, tmp_path).splitlines()
