@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import saescope as ss
-from saescope.dictionaries import save_dictionary
+from saescope.dictionaries import save_dictionary, sparse_encoding
 from saescope.formats import loading
 from saescope.formats.description import describe, description_lines
 from saescope.formats.dictionaries import FORMATS
@@ -61,6 +61,20 @@ def test_a_dictionary_is_opened_as_it_was(tmp_path, name, mmap):
         assert found.encoder_rows.is_contiguous()
     half = load(tmp_path / "x", dtype="bfloat16", mmap=mmap)
     assert {tensor.dtype for tensor in half.saved_tensors().values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", ["topk", "relu", "jumprelu"])
+def test_the_kernels_read_an_encoder_that_is_left_in_its_file(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(sparse_encoding, "WORTH_IT", 0)
+    monkeypatch.setattr(sparse_encoding, "_MOST_FIRINGS", 1.0)
+    cls = ss.architecture(name)
+    dictionary = cls(cls.Config(d_in=32, d_sae=96, **({"k": 4} if name == "topk" else {})))
+    ss.save_dictionary(dictionary, tmp_path / "d")
+    opened, x = load(tmp_path / "d", mmap=True), torch.randn(50, 32, generator=torch.Generator().manual_seed(0))
+    assert not opened.encoder_rows.is_contiguous()
+    with torch.no_grad():
+        assert sparse_encoding.encode_fast(opened, x) is not None
+        torch.testing.assert_close(opened.encode_sparse(x).to_dense(), dictionary.encode(x), rtol=1e-5, atol=1e-6)
 
 
 def test_a_dictionary_that_was_opened_can_be_trained(folder):

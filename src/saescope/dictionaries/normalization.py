@@ -9,6 +9,8 @@ B  tokens, d  activation width.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -32,12 +34,12 @@ class NoNormalization(InputNormalization):
     """Activations as they are."""
 
 
-class PerToken(InputNormalization):
+class PerToken(InputNormalization, ABC):
     """Divides every token by a number of its own, and so needs the input again to undo it."""
 
+    @abstractmethod
     def spread(self, x: Tensor) -> Tensor:
         """What features write on each token is multiplied by this, ``[..., 1]``."""
-        raise NotImplementedError
 
     def undo(self, x_hat: Tensor, x: Tensor | None) -> Tensor:
         if x is None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from saescope.dictionaries import Dictionary, architecture
 from saescope.dictionaries.normalization import input_normalization
+from saescope.formats.mapped_files import owned
 
 _BLOCK = 1 << 22  # numbers brought to float64 at a time
 
@@ -106,17 +107,26 @@ class Foreign:
 
     # Building
 
-    def build(self, *, device: str = "cpu", dtype: torch.dtype | None = None, share_memory: bool = False) -> Dictionary:
+    def build(
+        self,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        share_memory: bool = False,
+        spend: bool = False,
+    ) -> Dictionary:
         """The dictionary.
 
         Args:
             dtype: None for the one that most weights are stored in.
-            share_memory: take the tensors as they are, mapped files too, instead of copies; weights are read when they are
-                used, and can not be trained.
+            share_memory: take the tensors as they are, mapped files too, instead of copies, where they have the dtype;
+                weights are read when they are used, and can not be trained.
+            spend: let go of each of ``tensors`` when it was copied, so that never two of each are there; the copies, in
+                ``dtype``, take their places.
 
         Raises:
-            ValueError: tensors that do not fit the architecture, or a weight that is not a number (not looked for with
-                ``share_memory``).
+            ValueError: tensors that do not fit the architecture, or a weight that is not a number (not looked for in what is
+                not copied).
         """
         dtype = dtype or self.dtype
         cls = architecture(self.architecture)
@@ -136,24 +146,15 @@ class Foreign:
                 f"this {self.format} file should give a {self.architecture} dictionary the tensors {expected}, but gives "
                 f"{found}"
             )
-        if not share_memory:
-            for name, tensor in self.tensors.items():
-                require_numbers(tensor, name)
-        owned = {n: t if share_memory and t.dtype == dtype else _copied(t, dtype, n) for n, t in self.tensors.items()}
-        dictionary.take_tensors(owned, copy=False)
+        tensors = self.tensors if spend else dict(self.tensors)
+        if not (share_memory and all(tensor.dtype == dtype for tensor in tensors.values())):
+            for name in list(tensors):
+                tensors[name] = owned(tensors.pop(name), dtype, name, transposed=name == "W_enc")
+        dictionary.take_tensors(tensors, copy=False)
         dictionary.metadata = dict(self.metadata)
         if share_memory:
             dictionary.requires_grad_(False)
         return dictionary.to(device).eval()
-
-
-def require_numbers(tensor: Tensor, name: str) -> None:
-    """ValueError where a value is NaN or infinite."""
-    if tensor.is_meta:
-        return
-    for block in _blocks(tensor):
-        if not bool(block.isfinite().all()):
-            raise ValueError(f"{name} holds NaN or infinite values; the file is damaged, or its training diverged")
 
 
 def row_norms(rows: Tensor) -> Tensor:
@@ -185,11 +186,3 @@ def _blocks(tensor: Tensor, *, like: Tensor | None = None) -> list[Tensor]:
         return [tensor]
     rows = max(1, _BLOCK // max(1, tensor[0].numel()))
     return list(tensor.split(rows))
-
-
-def _copied(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
-    """A tensor of our own; the encoder in the layout that it is kept in, so that it is copied once."""
-    if name == "W_enc":
-        made = torch.empty(tensor.shape[::-1], dtype=dtype, device=tensor.device)
-        return made.copy_(tensor.T).T
-    return torch.empty(tensor.shape, dtype=dtype, device=tensor.device).copy_(tensor)

@@ -20,7 +20,6 @@ from saescope.formats.dictionaries import FORMATS
 from saescope.formats.foreign import Foreign
 from saescope.formats.format import Format
 from saescope.formats.hub import HubSource
-from saescope.formats.mapped_files import owned
 from saescope.formats.reference import resolve
 from saescope.formats.same_function import require_same_function
 from saescope.formats.source import Source
@@ -61,19 +60,14 @@ def load(
 def build(
     foreign: Foreign, *, device: str = "cpu", dtype: torch.dtype | str | None = None, mmap: bool = False
 ) -> Dictionary:
-    """The dictionary of what a reader found; tensors are copied one after the other, so that never two of each are there."""
+    """The dictionary of what a reader found, which is spent."""
     if isinstance(dtype, str):
         found = getattr(torch, dtype, None)
         if not isinstance(found, torch.dtype) or not found.is_floating_point:
             raise ValueError(f"dtype should be a floating type of torch such as float32 or bfloat16, got {dtype!r}")
         dtype = found
     with _in_words(f"this {foreign.format} file can not be a {foreign.architecture} dictionary"):
-        if mmap:
-            return foreign.build(device=device, dtype=dtype, share_memory=True)
-        dtype = dtype or foreign.dtype
-        for name in list(foreign.tensors):
-            foreign.tensors[name] = owned(foreign.tensors.pop(name), dtype, name, transposed=name == "W_enc")
-        return foreign.build(device=device, dtype=dtype, share_memory=True).requires_grad_(True)
+        return foreign.build(device=device, dtype=dtype, share_memory=mmap, spend=True)
 
 
 @contextmanager

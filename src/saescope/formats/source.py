@@ -85,6 +85,11 @@ class Source(ABC):
         """What the user says, else ``default``."""
         return self.overrides.get(name, default)
 
+    def whole(self, name: str, default: Any = None, *, least: int = 1) -> int | None:
+        """The whole number that the user says, else ``default``; ValueError where it is none."""
+        value = self.override(name, default)
+        return None if value is None else whole_number(value, name, least=least)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LocalSource(Source):
@@ -136,6 +141,14 @@ def _listed(names: tuple[str, ...]) -> str:
         return "no files"
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return ", ".join(names[:8]) + more
+
+
+def whole_number(value: Any, name: str, *, least: int = 0) -> int:
+    """A number that the user or a file says, in digits or as a number; ValueError where it is not whole, or too small."""
+    text = str(value)
+    if isinstance(value, bool) or not text.isdecimal() or int(text) < least:
+        raise ValueError(f"{name} should be a whole number of at least {least}, but is {value!r}")
+    return int(text)
 
 
 class ConfigSource:

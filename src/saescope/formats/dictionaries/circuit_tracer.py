@@ -34,7 +34,7 @@ from saescope.formats.dictionaries import cross_layer
 from saescope.formats.dictionaries.gemma_scope import BEFORE_GAIN
 from saescope.formats.foreign import Foreign
 from saescope.formats.format import Format
-from saescope.formats.source import ConfigSource, Source
+from saescope.formats.source import ConfigSource, Source, whole_number
 from saescope.formats.tensor_files import TensorSource, read_yaml, tensor_shapes
 
 CONFIG_FILE = "config.yaml"
@@ -122,7 +122,7 @@ def _the_file(source: Source, config: ConfigSource | None) -> tuple[str, int]:
     files = _layer_files(source, config)
     wanted = source.override("layer")
     if wanted is not None:
-        chosen = {name: layer for name, layer in files.items() if layer == _whole(wanted, "layer")}
+        chosen = {name: layer for name, layer in files.items() if layer == whole_number(wanted, "layer")}
         if len(chosen) != 1:
             held = ", ".join(files) or "none"
             raise ValueError(f"{source.label} should hold one transcoder of layer {wanted}; it has {held}")
@@ -193,7 +193,7 @@ def _read_across(source: Source, across: list[str]) -> Foreign:
             f"{source.label} holds a cross-layer transcoder of layers {', '.join(map(str, layers))}, which are opened "
             f"one at a time: name {_ENCODER.format(layers[0])}, or say layer={layers[0]}"
         )
-    layer = layers[0] if wanted is None else _whole(wanted, "layer")
+    layer = layers[0] if wanted is None else whole_number(wanted, "layer")
     encoder, decoder = _ENCODER.format(layer), _DECODER.format(layer)
     for name in (encoder, decoder):
         if not source.has(name):
@@ -280,10 +280,10 @@ def _choose_k(foreign: Foreign, source: Source, in_config: int | None, *, in_ten
     said, stored = source.override("k"), foreign.settings.pop("k", None)
     if said is not None or in_config is not None:
         k, where = (said, "as you say") if said is not None else (in_config, f"from {CONFIG_FILE}")
-        foreign.settings["k"] = _whole(k, "k")
+        foreign.settings["k"] = whole_number(k, "k")
     elif in_tensors:
         where = "from the file"
-        foreign.settings["k"] = None if stored is None else _whole(int(stored), "k")
+        foreign.settings["k"] = None if stored is None else whole_number(int(stored), "k")
     else:
         raise ValueError(
             f"{source.label}: the k largest pre-activations fire, but k is nowhere; say it: k=128 (which "
@@ -330,13 +330,6 @@ def _name_hooks(foreign: Foreign, source: Source, config: ConfigSource | None) -
 
 def _modules(model: str) -> Mapping[str, str]:
     return next((modules for pattern, modules in _MODULES.items() if re.fullmatch(pattern, model)), {})
-
-
-def _whole(value: Any, name: str) -> int:
-    text = str(value)
-    if isinstance(value, bool) or not text.isdecimal():
-        raise ValueError(f"{name} should be a whole number, got {value!r}")
-    return int(text)
 
 
 CIRCUIT_TRACER = Format(

@@ -29,7 +29,7 @@ from torch import Tensor
 from saescope.formats.dictionaries import cross_layer
 from saescope.formats.foreign import Foreign
 from saescope.formats.format import Format
-from saescope.formats.source import ConfigSource, Source
+from saescope.formats.source import ConfigSource, Source, whole_number
 from saescope.formats.tensor_files import TensorSource, read_json, tensor_shapes
 
 CONFIG_FILE = "config.json"
@@ -187,7 +187,7 @@ def _layers(
             return tuple(map(int, several[1].split(",")))
         return tuple(map(int, said_of["layers"].split("_"))) if "layers" in said_of else ()
     if said is not None:
-        return (_whole(said, "layer"),)
+        return (whole_number(said, "layer"),)
     numbered = re.fullmatch(r"(?:.*/)?params_layer_(\d+)\.safetensors", name)
     if numbered:
         return (int(numbered[1]),)
@@ -291,9 +291,9 @@ def _targets(
                 + (f"the layers are {', '.join(map(str, layers))}" if layers else "nothing says which layers these are")
             )
         if said is not None:
-            if _whole(said, "layer") not in layers:
+            if whole_number(said, "layer") not in layers:
                 raise ValueError(f"layer {said} is none of the crosscoder's, which are {', '.join(map(str, layers))}")
-            return layers.index(_whole(said, "layer")), layers
+            return layers.index(whole_number(said, "layer")), layers
         if numbered is None or int(numbered[1]) >= num_targets:
             raise ValueError(f"{source.label}: the file's name does not say which layer it reads; say it: layer=7")
         return int(numbered[1]), layers
@@ -325,7 +325,7 @@ def _chosen(source: Source) -> str:
 def _num_layers(source: Source, model: str) -> int | None:
     said = source.override("num_layers")
     if said is not None:
-        return _whole(said, "num_layers")
+        return whole_number(said, "num_layers")
     size = re.fullmatch(r"google/gemma-3-(270m|1b|4b|12b|27b)(?:-pt|-it)?", model)
     if size:
         return _NUM_LAYERS[size[1]]
@@ -368,13 +368,6 @@ def _words(said_of: Mapping[str, str]) -> str:
     site = f"{said_of['site']}, " if "site" in said_of else ""
     layer = f"layer {said_of['layers'].replace('_', ', ')}, " if "layers" in said_of else ""
     return f"{model}{site}{layer}width {said_of['width']} and L0 {said_of['l0']}"
-
-
-def _whole(value: Any, name: str) -> int:
-    text = str(value)
-    if isinstance(value, bool) or not text.isdecimal():
-        raise ValueError(f"{name} should be a whole number, got {value!r}")
-    return int(text)
 
 
 GEMMA_SCOPE_2 = Format(

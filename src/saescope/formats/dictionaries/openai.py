@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from saescope.dictionaries import Dictionary
-from saescope.formats.dictionaries.single_files import entries, whole_number
+from saescope.formats.dictionaries.single_files import entries
 from saescope.formats.foreign import Foreign
 from saescope.formats.format import Format
 from saescope.formats.source import Source
@@ -123,7 +123,7 @@ def _take_activation(source: Source, tensors: TensorSource, foreign: Foreign) ->
     unknown = sorted(set(map(str, state)) - {"k", "postact_fn"})
     if unknown:
         raise ValueError(f"{tensors.where}: activation_state_dict has {', '.join(unknown)}, which is not known here")
-    k = whole_number(source, "k", state.get("k"))
+    k = source.whole("k", state.get("k"))
     if k is None:
         raise ValueError(f"{tensors.where} does not say k of its TopK; say it: k=...")
     foreign.architecture, foreign.normalization = "topk", "layer_norm"
@@ -135,7 +135,7 @@ def _place_from_name(source: Source, name: str, foreign: Foreign) -> None:
     """Model, layer and place, of which the file holds nothing."""
     found = re.search(_PLACE, f"{source.label}/{name}")
     location = source.override("location", found["location"] if found else None)
-    layer = whole_number(source, "layer", int(found["layer"]) if found else None, least=0)
+    layer = source.whole("layer", int(found["layer"]) if found else None, least=0)
     if location is not None and location not in _HOOKS:
         raise ValueError(f"location should be one of {', '.join(_HOOKS)}, but is {location!r}")
     if found and found["model"]:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from saescope.formats.dictionaries.single_files import entries, whole_number
+from saescope.formats.dictionaries.single_files import entries
 from saescope.formats.foreign import Foreign, row_norms, scaled
 from saescope.formats.format import Format
 from saescope.formats.source import Source
@@ -79,7 +79,7 @@ def _read(source: Source) -> Foreign:
     else:
         foreign.tensors["W_enc"], foreign.tensors["b_enc"] = _encoder(tensors, atoms)
     if of_class == "TopKSAE":
-        foreign.architecture, foreign.settings["k"] = "topk", whole_number(source, "k")
+        foreign.architecture, foreign.settings["k"] = "topk", source.whole("k")
         foreign.said.append(f"k = {foreign.settings['k']} from what was said")
     if of_class == "BatchTopKSAE":
         threshold = _number(source, "threshold", least=0)
@@ -270,7 +270,7 @@ def _make_pursuit(foreign: Foreign, source: Source) -> None:
             "and its codes become negative, which a matching pursuit here does not do"
         )
     foreign.architecture = "matching_pursuit"
-    foreign.settings |= {"k": whole_number(source, "k"), "residual_threshold": 0.0, "stop_on_repeat": False}
+    foreign.settings |= {"k": source.whole("k"), "residual_threshold": 0.0, "stop_on_repeat": False}
     foreign.said.append(
         f"k = {foreign.settings['k']} steps from what was said; a token without a positive product with any row gets "
         "no feature here, and one of negative value there"

@@ -17,7 +17,7 @@ from typing import Any
 
 from saescope.formats.foreign import Foreign
 from saescope.formats.format import Format
-from saescope.formats.source import ConfigSource, Source
+from saescope.formats.source import ConfigSource, Source, whole_number
 from saescope.formats.tensor_files import TensorSource
 
 CONFIG_FILE = "config.json"
@@ -52,7 +52,7 @@ def _read(source: Source) -> Foreign:
     _take_from_name(foreign, source)
     said_k = source.override("k")
     if said_k is not None:
-        foreign.settings["k"] = _whole(said_k)
+        foreign.settings["k"] = whole_number(said_k, "k", least=1)
         foreign.said.append(f"k = {foreign.settings['k']} as you say")
     if "k" not in foreign.settings:
         raise ValueError(
@@ -125,13 +125,6 @@ def _take_from_name(foreign: Foreign, source: Source) -> None:
             f"the name says {model}, whose stream is {_D_MODEL[model]} wide, but the file reads {foreign.d_in}; check that "
             "it is the right one"
         )
-
-
-def _whole(value: Any) -> int:
-    text = str(value)
-    if isinstance(value, bool) or not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"k should be a whole number of at least 1, got {value!r}")
-    return int(text)
 
 
 QWEN_SCOPE = Format(

@@ -73,18 +73,6 @@ def entries(source: Source, pattern: str) -> Mapping[str, Any]:
         return {}
 
 
-def whole_number(source: Source, name: str, default: int | None = None, *, least: int = 1) -> int | None:
-    """A whole number that the user says; ValueError where it is none."""
-    value = source.override(name, default)
-    if isinstance(value, str) and value.isdecimal():
-        value = int(value)
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} should be a whole number of at least {least}, but is {value!r}")
-    return value
-
-
 # A file of two linear layers
 
 
@@ -125,7 +113,7 @@ def _read_linear(format_name: str, encoder: str, decoder: str) -> Any:
 def _place_from_name(source: Source, name: str, foreign: Foreign) -> None:
     """Model and layer, of which the file holds nothing."""
     found = re.fullmatch(_NAME, name) or re.fullmatch(_ANY_NAME, name)
-    layer = whole_number(source, "layer", int(found["layer"]) if found else None, least=0)
+    layer = source.whole("layer", int(found["layer"]) if found else None, least=0)
     if found:
         foreign.metadata |= _MODELS.get(found["model"], {})
     if layer is None:
