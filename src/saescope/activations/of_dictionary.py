@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from saescope.activations.documents import Document
@@ -55,6 +56,20 @@ class Preparation:
         if self.factor != 1:
             x = x * self.factor
         return x - x.mean(-1, keepdim=True) if self.centre else x
+
+    def put(self, raw: Tensor, new: Tensor, old: Tensor) -> Tensor:
+        """The activation ``raw`` of which ``old`` was made, so changed that ``new`` is made of it; both ``[..., d]``.
+
+        What preparing takes away stays: other heads, and the mean of centred activations, of which later norms see none.
+        """
+        if self.head is None and self.factor == 1 and not self.centre:
+            return new
+        change = new - old
+        if self.factor != 1:
+            change = change / self.factor
+        if self.head is not None:
+            change = F.pad(change, (self.head[0], raw.shape[-1] - self.head[1]))
+        return raw + change
 
     def __str__(self) -> str:
         done = []

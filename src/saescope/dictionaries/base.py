@@ -185,6 +185,17 @@ class Dictionary(nn.Module, ABC):
         """What the reconstruction of ``x`` has without any feature."""
         return self.b_dec
 
+    def direction(self, feature: int, x: Tensor | None = None) -> Tensor:
+        """What one unit of a feature adds to the reconstruction of ``x``: its decoder row, in the units of the output.
+
+        Args:
+            x: ``[..., d_in]``; only dictionaries that normalise each token look at it.
+
+        Returns:
+            ``[d_out]`` or ``[..., d_out]``.
+        """
+        return self.input_normalization.undo_direction(self.W_dec[feature], x)
+
     def combine(self, f: Tensor | SparseCodes) -> Tensor:
         """Features times decoder rows, without bias."""
         if isinstance(f, SparseCodes):

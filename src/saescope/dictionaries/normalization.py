@@ -29,6 +29,10 @@ class InputNormalization(nn.Module):
         """Bring a reconstruction back to the units of ``x``, the input that it came from."""
         return x_hat
 
+    def undo_direction(self, rows: Tensor, x: Tensor | None) -> Tensor:
+        """What decoder rows ``[..., d]`` are in the units of ``x``: how ``undo`` changes with its argument."""
+        return rows
+
 
 class NoNormalization(InputNormalization):
     """Activations as they are."""
@@ -42,12 +46,15 @@ class PerToken(InputNormalization, ABC):
         """What features write on each token is multiplied by this, ``[..., 1]``."""
 
     def undo(self, x_hat: Tensor, x: Tensor | None) -> Tensor:
+        return self.undo_direction(x_hat, x)
+
+    def undo_direction(self, rows: Tensor, x: Tensor | None) -> Tensor:
         if x is None:
             raise ValueError(
                 "this dictionary normalises every token, and needs the input again to undo it: decode(f, x), or "
                 "dictionary(x) for both steps"
             )
-        return x_hat * self.spread(x)
+        return rows * self.spread(x)
 
 
 class LayerNorm(PerToken):
@@ -102,6 +109,9 @@ class Whitening(InputNormalization):
 
     def undo(self, x_hat: Tensor, x: Tensor | None) -> Tensor:
         return x_hat @ self.inverse + self.mean
+
+    def undo_direction(self, rows: Tensor, x: Tensor | None) -> Tensor:
+        return rows @ self.inverse
 
 
 def input_normalization(name: str, d_in: int) -> InputNormalization:

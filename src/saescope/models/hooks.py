@@ -5,12 +5,16 @@ an outer edit comes before an inner one, a reader inside an edit sees the edited
 middle of a block is settled before the MLP's own copy of it. On every change all torch hooks are taken off and put
 back in that order; there are as many as hook points in use, so that this costs microseconds.
 
-Shapes: ``B`` batch, ``T`` tokens, ``d`` width at the hook point.
+One thread at a time has taps on a model: another one that wants to attach some, or to run the model through
+``LanguageModel``, waits until they are off.
+
+Shapes: ``B`` batch, ``T`` tokens in this pass, ``P`` tokens before them that a cache holds, ``d`` width at the hook point.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -32,6 +36,29 @@ class Tap:
 
     point: HookPoint
     act: Act
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """The forward pass that is running: what the model was called with."""
+
+    ids: Tensor | None
+    """``[B, T]``; None where the model was given embeddings."""
+    shape: tuple[int, int]
+    """``(B, T)``"""
+    num_past: int
+    """``P``: tokens whose keys and values come from a cache."""
+    attention: Tensor | None
+    """``[B, P + T]``, true for tokens and false for padding; None: nothing is padding."""
+
+    @property
+    def is_token(self) -> Tensor | None:
+        """Which tokens of this pass are no padding, bool ``[B, T]``; None: all."""
+        return None if self.attention is None else self.attention[:, self.num_past :]
+
+
+BeforePass = Callable[[Pass, tuple[Any, ...], Mapping[str, Any]], None]
+"""Told of every forward pass before it runs, with what the model was called with."""
 
 
 class _Turn(IntEnum):
@@ -58,27 +85,52 @@ class Wiring:
         self._root = root
         self._taps: list[Tap] = []
         self._handles: list[RemovableHandle] = []
-        self._window: tuple[int, int] | None = None
+        self._listeners: list[BeforePass] = []
+        self.lock = threading.RLock()
+        self.passing: Pass | None = None
 
     @contextmanager
-    def attached(self, taps: Sequence[Tap]) -> Iterator[None]:
-        """Attaches ``taps``, after those that are there already; takes them off on exit, whatever happened."""
+    def attached(self, taps: Sequence[Tap], before_pass: BeforePass | None = None) -> Iterator[None]:
+        """Attaches ``taps``, after those that are there already; takes them off on exit, whatever happened.
+
+        Another thread that comes meanwhile waits. ``before_pass`` is told of every pass.
+        """
+        listeners = [] if before_pass is None else [before_pass]
+        with self.lock:
+            running = self.passing
+            try:
+                self._taps.extend(taps)
+                self._listeners.extend(listeners)
+                self._rewire()
+                yield
+            finally:
+                self._taps = [tap for tap in self._taps if tap not in taps]
+                self._listeners = [each for each in self._listeners if each not in listeners]
+                self._rewire()
+                self.passing = running  # a pass within a pass leaves the outer one as it was
+
+    @contextmanager
+    def detached(self, taps: Sequence[Tap], before_pass: BeforePass) -> Iterator[None]:
+        """Takes attached taps off for a while, all others stay; afterwards all are as they were."""
+        held, listening, running = self._taps, self._listeners, self.passing
         try:
-            self._taps.extend(taps)
+            self._taps = [tap for tap in held if tap not in taps]
+            self._listeners = [each for each in listening if each != before_pass]
             self._rewire()
             yield
         finally:
-            self._taps = [tap for tap in self._taps if tap not in taps]
+            self._taps, self._listeners = held, listening
             self._rewire()
+            self.passing = running
 
     def _rewire(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._window = None
-        if not self._taps:
+        self.passing = None
+        if not self._taps and not self._listeners:
             return
-        self._handles.append(self._root.register_forward_pre_hook(self._note_window, with_kwargs=True))
+        self._handles.append(self._root.register_forward_pre_hook(self._note_pass, with_kwargs=True))
         for wire in sorted(self._wires(), key=lambda wire: wire.turn):
             module = self._root.get_submodule(wire.place.module)
             if wire.place.side == "input":
@@ -119,10 +171,27 @@ class Wiring:
         yield _Wire(_Turn.LATE, point.place, at_norm)
         yield _Wire(_Turn.EARLY, Place(module=reader, side="input"), at_reader)
 
-    def _note_window(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _note_pass(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = [*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")]
-        shapes = [value.shape for value in inputs if isinstance(value, Tensor)]
-        self._window = (shapes[0][0], shapes[0][1]) if shapes else None
+        given = next((value for value in inputs if isinstance(value, Tensor)), None)
+        if given is None:
+            self.passing = None
+            return
+        past = kwargs.get("past_key_values")
+        num_past = 0 if past is None else int(past.get_seq_length())
+        attention = kwargs.get("attention_mask")
+        if isinstance(attention, Tensor) and attention.dim() == 2 and attention.shape[1] >= num_past + given.shape[1]:
+            attention = attention[:, : num_past + given.shape[1]].bool()  # a cache of fixed size has room for more
+        else:
+            attention = None
+        self.passing = Pass(
+            ids=None if given.is_floating_point() else given,
+            shape=(given.shape[0], given.shape[1]),
+            num_past=num_past,
+            attention=attention,
+        )
+        for listener in tuple(self._listeners):
+            listener(self.passing, args, kwargs)
 
     def _input_hook(self, wire: _Wire) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]] | None]:
         def hook(
@@ -163,7 +232,7 @@ class Wiring:
 
     def _per_token(self, place: Place, value: Any) -> Tensor:
         if isinstance(value, Tensor) and value.is_floating_point():
-            window = self._window or tuple(value.shape[:2])
+            window = tuple(value.shape[:2]) if self.passing is None else self.passing.shape
             if value.dim() == 2 and len(value) == window[0] * window[1]:  # OPT flattens inside its blocks
                 return value.view(*window, -1)
             if value.dim() == 3 and value.shape[1] == window[1] and value.shape[0] in (1, window[0]):

@@ -8,8 +8,9 @@ Shapes: ``B`` batch, ``T`` tokens, ``d`` width at the hook point.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from saescope.models import loading
 from saescope.models.families import FAMILIES, NormKind, family_of
 from saescope.models.hook_points import HookPoint, HookPointError, hook_point_names, resolve
-from saescope.models.hooks import Enough, Wiring, editor_tap, reader_taps
+from saescope.models.hooks import BeforePass, Enough, Tap, Wiring, editor_tap, reader_taps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -164,7 +165,7 @@ class LanguageModel:
         Args:
             ids: token ids ``[B, T]``.
             hook_points: names as for ``hook_point``.
-            attention_mask: ``[B, T]``, 1 for tokens and 0 for padding; pad on the right.
+            attention_mask: ``[B, T]``, 1 for tokens and 0 for padding, on either side.
 
         Returns:
             name as given -> tensor ``[B, T, d]``, on the model's device, in its dtype, without gradient.
@@ -181,7 +182,7 @@ class LanguageModel:
             return values
         with torch.no_grad(), self._wiring.attached(reader_taps(points, values)):
             try:
-                self._forward(ids, attention_mask)
+                self.forward(ids, attention_mask=attention_mask)
             except Enough:
                 return {point.name: values[point.name] for point in points}
         missed = ", ".join(point.name for point in points if point.name not in values)
@@ -212,7 +213,67 @@ class LanguageModel:
     ) -> Tensor:
         """Logits ``[B, T, vocab]`` for token ids ``[B, T]``, under ``edits`` if there are any (see ``edit``)."""
         with self.edit(edits) if edits else nullcontext():
-            return self._forward(ids, attention_mask).logits
+            return self.forward(ids, attention_mask=attention_mask).logits
+
+    def forward(
+        self, ids: Tensor, *, attention_mask: Tensor | None = None, cache: Any = None, use_cache: bool = False
+    ) -> Any:
+        """One forward pass, as the Hugging Face model gives it (``logits``, and ``past_key_values`` with ``use_cache``).
+
+        Positions count from a text's first token also where padding stands before it.
+
+        Args:
+            ids: ``[B, T]``, those that ``cache`` does not hold yet.
+            attention_mask: ``[B, T]``, or ``[B, P + T]`` with a cache of P tokens; 1 for tokens, 0 for padding.
+            cache: ``past_key_values`` of the pass before; causal models alone. It is changed.
+            use_cache: whether to give one.
+
+        Raises:
+            ValueError: as :meth:`read`, the cached tokens counted.
+        """
+        num_past = 0 if cache is None else int(cache.get_seq_length())
+        self._check(ids, attention_mask, num_past)
+        inputs: dict[str, Any] = {"input_ids": ids.to(self.device), "return_dict": True}
+        if attention_mask is not None:
+            mask = attention_mask.to(self.device)
+            inputs["attention_mask"] = mask
+            if self._takes_positions and not bool(mask[:, 0].all()):  # padding on the left
+                positions = (mask.long().cumsum(-1) - 1).clamp_min(0)
+                inputs["position_ids"] = positions[:, num_past:]
+        if self.is_causal:
+            inputs["use_cache"] = use_cache or cache is not None
+            if cache is not None:
+                inputs["past_key_values"] = cache
+        with self._wiring.lock:
+            return self.module(**inputs)
+
+    @cached_property
+    def _takes_positions(self) -> bool:
+        """Whether positions are the caller's business; some models count them from the mask themselves."""
+        return self.is_causal and "position_ids" in inspect.signature(self.module.forward).parameters
+
+    @property
+    def lock(self) -> Any:
+        """Held by the thread that changes or runs the model; it can take it again."""
+        return self._wiring.lock
+
+    @contextmanager
+    def tapped(
+        self, acts: Sequence[tuple[str, Callable[[Tensor], Tensor]]], before_pass: BeforePass | None = None
+    ) -> Iterator[tuple[Tap, ...]]:
+        """As :meth:`edit`, for several functions at one hook point, in their order; they must not work in place.
+
+        Args:
+            acts: a hook point and what happens there; giving back the same object leaves things as they are.
+            before_pass: told of every forward pass before it runs.
+        """
+        taps = tuple(Tap(self.hook_point(name), act) for name, act in acts)
+        with self._wiring.attached(taps, before_pass):
+            yield taps
+
+    def untapped(self, taps: Sequence[Tap], before_pass: BeforePass) -> AbstractContextManager[None]:
+        """A pass within a pass without these taps, whose own state is kept."""
+        return self._wiring.detached(taps, before_pass)
 
     def require_causal(self, what: str) -> None:
         """Refuses ``what`` (e.g. "loss recovered") for a model that does not predict the next token.
@@ -256,21 +317,13 @@ class LanguageModel:
             norm_kind=None if norm is None else family.norm_kind,
         )
 
-    def _forward(self, ids: Tensor, attention_mask: Tensor | None) -> Any:
-        self._check(ids, attention_mask)
-        inputs: dict[str, Any] = {"input_ids": ids.to(self.device), "return_dict": True}
-        if attention_mask is not None:
-            inputs["attention_mask"] = attention_mask.to(self.device)
-        if self.is_causal:
-            inputs["use_cache"] = False
-        return self.module(**inputs)
-
-    def _check(self, ids: Tensor, attention_mask: Tensor | None) -> None:
+    def _check(self, ids: Tensor, attention_mask: Tensor | None, num_past: int = 0) -> None:
         if ids.dim() != 2 or ids.is_floating_point() or ids.numel() == 0:
             raise ValueError(f"token ids must be integers [batch, tokens], not {ids.dtype} {tuple(ids.shape)}")
-        if self.context_size is not None and ids.shape[1] > self.context_size:
+        num_tokens = num_past + ids.shape[1]
+        if self.context_size is not None and num_tokens > self.context_size:
             raise ValueError(
-                f"a window of {ids.shape[1]} tokens is longer than the {self.context_size} that {self.name} has "
+                f"a window of {num_tokens} tokens is longer than the {self.context_size} that {self.name} has "
                 "positions for; cut the text into shorter windows"
             )
         low, high = int(ids.min()), int(ids.max())
@@ -279,10 +332,12 @@ class LanguageModel:
                 f"token id {low if low < 0 else high} is not in the vocabulary of {self.name}, 0 to "
                 f"{self.vocab_size - 1}; were the ids made by another model's tokenizer?"
             )
-        if attention_mask is not None and attention_mask.shape != ids.shape:
+        wanted = (ids.shape[0], num_tokens)
+        if attention_mask is not None and attention_mask.shape != wanted:
+            cached = f" after {num_past} cached ones" if num_past else ""
             raise ValueError(
-                f"attention_mask has the shape {tuple(attention_mask.shape)}, the token ids have {tuple(ids.shape)}; "
-                "they must agree"
+                f"attention_mask has the shape {tuple(attention_mask.shape)}, the token ids have {tuple(ids.shape)}"
+                f"{cached}; they must agree"
             )
 
 
