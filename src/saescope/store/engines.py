@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import selectors
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from saescope.store import schema
 from saescope.store.tables import TABLES
 
 _BUSY_SECONDS = 30.0  # how long a writer waits for another writer to finish
+_ASK_AGAIN_SECONDS = 0.002  # between two tries, on average
 _PAGE_BYTES = 16384  # of a new file: rows of some 3 kB leave less of a page empty than in pages of 4096
 _CACHE_KIB = (
     32768  # per connection, as far as it is needed; SQLite's own 2 MB do not hold the upper levels of the trees
@@ -184,11 +187,38 @@ def _sqlite(path: Path, *, must_exist: bool) -> tuple[Engine, str]:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        # a writer takes its place in the queue before it reads, or what it read may be stale when it writes
-        writes = connection.get_execution_options().get("saescope_write")
-        connection.exec_driver_sql("begin immediate" if writes else "begin")
+        # a writer takes its place before it reads, or what it read may be stale when it writes
+        if connection.get_execution_options().get("saescope_write"):
+            _begin_writing(connection)
+        else:
+            connection.exec_driver_sql("begin")
 
     return engine, str(path)
+
+
+def _begin_writing(connection: Connection) -> None:
+    """Wait for the other writers, and begin.
+
+    There is no queue: whoever asks in the right moment is next. SQLite's own waiting asks ten times a second, and would
+    hardly ever hit the instant between two transactions of a process that writes one after another.
+    """
+    raw = connection.connection.dbapi_connection
+    assert isinstance(raw, sqlite3.Connection)
+    deadline = time.monotonic() + _BUSY_SECONDS
+    raw.execute("pragma busy_timeout = 0")
+    try:
+        while True:
+            try:
+                raw.execute("begin immediate")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    break
+                time.sleep(random.uniform(0, 2 * _ASK_AGAIN_SECONDS))
+            else:
+                return
+    finally:
+        raw.execute(f"pragma busy_timeout = {_BUSY_SECONDS * 1000:.0f}")
+    connection.exec_driver_sql("begin immediate")  # once more, to fail as any statement does
 
 
 def _probe(address: str) -> None:
