@@ -39,6 +39,20 @@ def test_a_file_holds_the_options(cli, trained, store, tmp_path):
         assert page.feature.map_x is None
 
 
+def test_its_name_in_the_store_opens_it_again(cli, trained, store, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained.parent)
+    ran = cli("analyze", trained.name, "--store", store, "--num-tokens", 600)
+    assert ran.code == 0, ran.err
+    monkeypatch.chdir(tmp_path)  # it is found from anywhere
+    monkeypatch.setenv("SAESCOPE_STORE", str(store))
+    found = cli("info", "small", "--json")
+    assert found.code == 0, found.err
+    assert json.loads(found.out) == json.loads(cli("info", trained, "--json").out)
+    with Store.open(store) as opened:
+        place = opened.dictionary("small").details["source"]
+    assert place == str((trained / "dictionary").resolve())
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

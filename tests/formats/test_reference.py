@@ -144,7 +144,7 @@ def test_nothing_says_what_was_tried_and_what_is_near(here):
         assert words in str(caught.value)
     assert "hf:" not in str(caught.value)
     with pytest.raises(FileNotFoundError) as caught:
-        meaning("minne")
+        meaning("minne", store_paths=None)
     assert "store" not in str(caught.value)
 
 
@@ -239,3 +239,51 @@ def test_the_alias_opens_it_like_load(monkeypatch):
     assert how == {"device": "cuda", "dtype": "bfloat16"}
     with pytest.raises(TypeError, match="from_pretrained"):
         SAE()
+
+
+def stored(source: str, path: str = "features.db") -> None:
+    """A store here that knows where a dictionary called tiny is."""
+    from saescope.store import AnalysisRecord, DictionaryRecord, Store
+
+    record = DictionaryRecord(
+        name="tiny", model="m", hook_point="h", architecture="topk", d_in=8, d_sae=16, details={"source": source}
+    )
+    with Store.open(path) as store:
+        store.write(record, AnalysisRecord(dataset="d", context_size=2, num_tokens=3), [], [], [])
+
+
+def test_the_store_of_this_folder_or_of_the_environment_is_asked(here, monkeypatch):
+    folder = dictionary_at(here / "far" / "dictionary")
+    with pytest.raises(FileNotFoundError):
+        meaning("tiny")
+    stored(str(folder.parent))
+    assert meaning("tiny").target == folder  # the folder of a run is its dictionary
+    assert resolve("tiny").folder == folder
+    (here / "features.db").rename(here / "other.db")
+    with pytest.raises(FileNotFoundError, match="no dictionary in the store"):
+        meaning("tiny")
+    monkeypatch.setenv("SAESCOPE_STORE", str(here / "other.db"))
+    assert meaning("tiny").target == folder
+    with pytest.raises(FileNotFoundError):
+        meaning("tiny", store_paths=None)
+
+
+def test_a_stored_dictionary_that_was_published(here):
+    published = meaning("gpt2-small-res-jb/blocks.8.hook_resid_pre", store_paths=None)
+    stored("gpt2-small-res-jb/blocks.8.hook_resid_pre")
+    assert meaning("tiny").target == published.target
+    assert meaning("tiny").alone == published.alone
+
+
+def test_a_stored_dictionary_that_is_gone(here):
+    stored(str(here / "gone"))
+    with pytest.raises(FileNotFoundError, match="gone"):
+        resolve("tiny")
+
+
+def test_a_store_that_can_not_be_read_keeps_nobody_from_a_path(here, monkeypatch):
+    dictionary_at(here / "mine")
+    (here / "features.db").write_text("no database")
+    assert resolve("mine").folder.name == "mine"
+    monkeypatch.setenv("SAESCOPE_STORE", "mongodb://nobody")
+    assert resolve("mine").folder.name == "mine"

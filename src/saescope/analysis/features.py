@@ -64,6 +64,7 @@ def analyze(
     config: AnalysisConfig | None = None,
     dataset: str = "",
     series: str = "",
+    source: str | Path = "",
     evaluations: Sequence[EvaluationResult] = (),
     run: TrainingRun | None = None,
     details: dict[str, Any] | None = None,
@@ -80,6 +81,8 @@ def analyze(
         analysis: the name of this analysis among those of the dictionary.
         hook_point_out: where the decoder rows of a transcoder write; their logit effects are taken from there.
         held_out: text on which labels are measured; without it labels carry no precision, recall and lift.
+        source: where the dictionary lies (a path, a place on the hub, a published name), so that its name in the store is
+            enough to open it again.
         evaluations: numbers of an evaluation, kept with the dictionary.
         run: how the dictionary was trained, kept with it.
         overwrite: replace what the store holds under these names.
@@ -151,6 +154,7 @@ def analyze(
             d_in=dictionary.d_in,
             d_sae=dictionary.d_sae,
             series=series,
+            details={"source": _lasting(source)} if str(source) else {},
         ),
         record,
         _features(statistics, rows, effects, labels, vocabulary, unknown, report),
@@ -163,6 +167,12 @@ def analyze(
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return record
+
+
+def _lasting(source: str | Path) -> str:
+    """A path that means the same from every folder; what is none stays as it is."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else str(source)
 
 
 def refresh_logits(

@@ -103,6 +103,7 @@ def _analyze(
 
     from saescope.activations import CachedActivations
     from saescope.analysis import CachedText, Collected, LiveText, Text, collect
+    from saescope.cli.opening import find_dictionary
     from saescope.cli.run import analyze_run, load_model, load_windows, stages
     from saescope.store import Store
     from saescope.store.address import resolve_address
@@ -165,6 +166,7 @@ def _analyze(
             name=name,
             analysis=file.analysis,
             series=file.series,
+            source=find_dictionary(file.dictionary),
             overwrite=overwrite,
             checkpoint=checkpoint,
             collected=merged,

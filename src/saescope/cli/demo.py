@@ -78,7 +78,7 @@ def demo(
     with Store.open(store_path) as store:
         analyze_run(
             setting, dictionary, model, windows, held_out, store, console,
-            name=config.name, core=core, overwrite=True, checkpoint=folder.path / "analysis.npz",
+            name=config.name, core=core, source=folder.dictionary, overwrite=True, checkpoint=folder.path / "analysis.npz",
         )  # fmt: skip
         drawn = draw_features(store, config.name, config.seed)
         for record in drawn:

@@ -24,7 +24,26 @@ from saescope.formats.hub import PREFIX, Hub, HubSource, Place
 from saescope.formats.source import LocalSource, Source
 
 StorePaths = Callable[[], Mapping[str, str | Path]]
-"""Gives names of dictionaries in a store, and where each lies."""
+"""Gives names of dictionaries in a store, and where each lies (or is to be had)."""
+
+
+def in_default_store() -> dict[str, str | Path]:
+    """What the store of ``$SAESCOPE_STORE``, else ``features.db`` here, knows of where its dictionaries lie.
+
+    A store that is not there, or can not be read, knows nothing: other references are not to suffer from it.
+    """
+    from saescope.store import Store
+    from saescope.store.address import resolve_address
+
+    try:
+        address = resolve_address(None)
+        if isinstance(address, Path) and not address.is_file():
+            return {}
+        with Store.open(address, must_exist=True) as store:
+            known = {record.name: record.details.get("source") for record in store.dictionaries()}
+    except (OSError, ValueError):
+        return {}
+    return {name: source for name, source in known.items() if isinstance(source, str) and source}
 
 
 @dataclass(frozen=True)
@@ -45,7 +64,7 @@ class Meaning:
 def resolve(
     ref: str | Path,
     *,
-    store_paths: StorePaths | None = None,
+    store_paths: StorePaths | None = in_default_store,
     overrides: Mapping[str, Any] | None = None,
     lenient: bool = False,
     shapes_only: bool = False,
@@ -54,7 +73,7 @@ def resolve(
     """The files that a reference means. Only a place on the hub is looked up there, and none of its files is fetched.
 
     Args:
-        store_paths: gives the dictionaries of a store by name; None where there is no store.
+        store_paths: gives the dictionaries of a store by name; None for no store.
         overrides: what the user says where a file does not.
         hub: how the hub is reached.
 
@@ -102,9 +121,10 @@ def _of_published(published: registry.Published, hub: Hub | None, said: Mapping[
     return HubSource.of(Place.parse(published.place), hub=hub, published=published, **said)
 
 
-def meaning(ref: str | Path, *, store_paths: StorePaths | None = None) -> Meaning:
+def meaning(ref: str | Path, *, store_paths: StorePaths | None = in_default_store) -> Meaning:
     """The one thing that a reference means; nothing is opened or asked. Raises as :func:`resolve`."""
-    names = {} if store_paths is None else {name: Path(path) for name, path in store_paths().items()}
+    elsewhere = isinstance(ref, Path) or ref.startswith(PREFIX) or _only_a_path(ref)
+    names = {} if store_paths is None or elsewhere else store_paths()
     found = meanings(ref, names)
     if not found:
         raise FileNotFoundError(_nothing(ref, names, with_store=store_paths is not None))
@@ -116,7 +136,7 @@ def meaning(ref: str | Path, *, store_paths: StorePaths | None = None) -> Meanin
     return found[0]
 
 
-def meanings(ref: str | Path, in_store: Mapping[str, Path]) -> list[Meaning]:
+def meanings(ref: str | Path, in_store: Mapping[str, str | Path]) -> list[Meaning]:
     """Everything that a reference can mean, in the order in which it is looked for; what comes to the same once."""
     text = str(ref)
     if isinstance(ref, str) and text.startswith(PREFIX):
@@ -128,8 +148,7 @@ def meanings(ref: str | Path, in_store: Mapping[str, Path]) -> list[Meaning]:
         return [there] if path.exists() else []
     found = []
     if text in in_store:
-        kept = in_store[text].expanduser()
-        found.append(Meaning(f"the dictionary {text} in the store, which lies in {kept}", _as_path(str(kept)), kept))
+        found.append(_stored(text, in_store[text]))
     if path.exists() and not (found and _same(found[0].target, there.target)):
         found.append(there)
     by_id, by_page = registry.find(text), registry.find_neuronpedia(text)
@@ -138,6 +157,16 @@ def meanings(ref: str | Path, in_store: Mapping[str, Path]) -> list[Meaning]:
     if by_page is not None and (by_id is None or by_id.place != by_page.place):
         found.append(Meaning(f"{by_page.ref}, by its page at Neuronpedia", by_page.place, by_page))
     return found
+
+
+def _stored(name: str, source: str | Path) -> Meaning:
+    """What the store says of where a dictionary of it is."""
+    path = Path(source).expanduser()
+    if path.exists() or isinstance(source, Path) or _only_a_path(source):
+        words = f"the dictionary {name} in the store, which lies in {path}"
+        return Meaning(words, _as_path(str(path)), _dictionary_in(path))
+    of_source = meaning(source, store_paths=None)
+    return Meaning(f"the dictionary {name} in the store, which is {of_source.words}", of_source.alone, of_source.target)
 
 
 def _only_a_path(ref: str | Path) -> bool:
@@ -158,7 +187,7 @@ def _same(one: object, other: object) -> bool:
     return isinstance(one, Path) and isinstance(other, Path) and _dictionary_in(one).resolve() == other.resolve()
 
 
-def _nothing(ref: str | Path, in_store: Mapping[str, Path], *, with_store: bool) -> str:
+def _nothing(ref: str | Path, in_store: Mapping[str, str | Path], *, with_store: bool) -> str:
     """What was looked for, and what there is that looks like it."""
     if isinstance(ref, Path) or _only_a_path(ref):
         return f"there is no {ref}{_like(_beside(str(ref)))}"
