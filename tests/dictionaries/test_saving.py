@@ -249,9 +249,9 @@ def _edit(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"architecture": "temporal"}, "architecture 'temporal'; this version opens "),
+        ({"architecture": "lista"}, "architecture 'lista'; this version opens "),
         ({"architecture": "topkk"}, "architecture 'topkk'; this version opens topk"),
-        ({"architecture": ...}, "architecture None; this version opens .*standard, topk"),
+        ({"architecture": ...}, "architecture None; this version opens .*standard, temporal, topk"),
         ({"architecture": "saescope/batch_topk"}, "architecture 'saescope/batch_topk'; this version opens"),
         ({"architecture": ["topk"]}, r"architecture \['topk'\]; this version opens"),
         (

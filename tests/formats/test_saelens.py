@@ -482,7 +482,7 @@ def test_metadata_of_both_layouts_have_the_same_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "changes", "words"),
     [
-        ("standard", {"architecture": "temporal", "n_heads": 8}, "temporal dictionary, which reads whole sequences"),
+        ("standard", {"architecture": "temporal", "n_attn_layers": 1, "bottleneck_factor": 0}, "do not fit d_sae = 10"),
         ("standard", {"architecture": "saescope/group_max"}, "open it with format='saescope'"),
         ("standard", {"architecture": "vanilla"}, "architecture 'vanilla', which is not opened here; known are standard"),
         ("standard", {"architecture": ...}, "has no architecture"),

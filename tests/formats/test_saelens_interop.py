@@ -57,7 +57,7 @@ def made(peer_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_saelens_saves_is_opened_here(made: Path) -> None:
     cases = sorted(made.iterdir())
-    assert len(cases) == 246
+    assert len(cases) == 262
     for case in cases:
         expected = load_file(case / "expected.safetensors")
         overrides = json.loads((case / "case.json").read_text())["overrides"]

@@ -1,4 +1,4 @@
-"""Dictionaries published as one file, and temporal ones, which are refused: files and forward passes by hand."""
+"""Dictionaries published as one file: files and forward passes by hand."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from torch import Tensor
 
 from saescope.dictionaries import Dictionary
 from saescope.formats.dictionaries.single_files import CONNOR_ROB, DEEPSEEK_R1, GOODFIRE
-from saescope.formats.dictionaries.temporal import TEMPORAL
 from saescope.formats.format import Format
 from saescope.formats.source import LocalSource
 
 N, D = 11, 6
 LAYERS = {"deepseek_r1": ("encoder", "decoder"), "goodfire": ("encoder_linear", "decoder_linear")}
-FORMATS = {each.name: each for each in (DEEPSEEK_R1, GOODFIRE, CONNOR_ROB, TEMPORAL)}
+FORMATS = {each.name: each for each in (DEEPSEEK_R1, GOODFIRE, CONNOR_ROB)}
 
 
 def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -278,17 +277,3 @@ def test_unknown_keys_can_be_let_be_and_tensors_can_not(tmp_path: Path) -> None:
     put_connor_rob(tmp_path, state=connor_rob_state() | {"scale": torch.ones(1)})
     with pytest.raises(ValueError, match="scale, which this format does not have"):
         read(CONNOR_ROB, folder, lenient=True)
-
-
-def test_a_temporal_dictionary_is_refused_in_words(tmp_path: Path) -> None:
-    (tmp_path / "conf.yaml").write_text("llm:\n  dimin: 6\n")
-    tensors = {"D": torch.ones(N, D), "b": torch.ones(D), "attn_layers.0.k_ctx.weight": torch.ones(2, N)}
-    tensors |= {"attn_layers.0.k_ctx.bias": torch.ones(2), "attn_layers.1.k_ctx.bias": torch.ones(2)}
-    save_file(tensors, tmp_path / "latest_ckpt.safetensors")
-    assert recognised(tmp_path) == ["temporal"]
-    for shapes_only in (False, True):
-        with pytest.raises(ValueError, match=r"11 features of width 6 with 2 attention layers.*whole sequences"):
-            read(TEMPORAL, tmp_path, shapes_only=shapes_only)
-    (tmp_path / "latest_ckpt.safetensors").write_bytes(b"cut")
-    with pytest.raises(ValueError, match="is damaged"):
-        read(TEMPORAL, tmp_path)

@@ -14,6 +14,7 @@ from saescope.dictionaries.matryoshka import Matryoshka, MatryoshkaConfig
 from saescope.dictionaries.ordered import Ordered
 from saescope.dictionaries.relu import ReLU
 from saescope.dictionaries.saving import load_dictionary, read_metadata, save_dictionary
+from saescope.dictionaries.temporal import Temporal, TemporalConfig
 from saescope.dictionaries.topk import TopK, TopKConfig
 from saescope.dictionaries.transcoder import Transcoder, transcoder
 
@@ -45,6 +46,8 @@ __all__ = [
     "Pursuit",
     "ReLU",
     "SparseCodes",
+    "Temporal",
+    "TemporalConfig",
     "TopK",
     "TopKConfig",
     "Transcoder",

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saescope.dictionaries.codes import SparseCodes
-from saescope.dictionaries.normalization import InputNormalization, NoNormalization
+from saescope.dictionaries.normalization import InputNormalization, NoNormalization, input_normalization
 from saescope.kernels import FlatCodes
 
 
@@ -72,6 +72,7 @@ class Dictionary(nn.Module, ABC):
     positively_homogeneous: ClassVar[bool] = False
     in_activation_units: ClassVar[tuple[str, ...]] = ()  # thresholds and biases of a rule, beside b_enc
     acts_per_feature: ClassVar[bool] = False  # whether each activation depends on its own pre-activation alone
+    reads_sequences: ClassVar[bool] = False  # whether a token's features depend on the tokens before it
     unit_norm: ClassVar[bool | None] = (
         True  # rows of norm 1 in training: as a rule (True), never (False), always (None)
     )
@@ -96,6 +97,10 @@ class Dictionary(nn.Module, ABC):
     def first_encoder(self, rows: Tensor, generator: torch.Generator | None) -> Tensor:
         """Encoder rows ``[d_sae, d_in]`` to begin with: the decoder's."""
         return rows.clone()
+
+    def normalise_by(self, name: str) -> None:
+        """Take the input normalisation of this name, its tensors to be filled in; ValueError where it is not known."""
+        self.input_normalization = input_normalization(name, self.d_in)
 
     @property
     def d_in(self) -> int:
@@ -194,7 +199,11 @@ class Dictionary(nn.Module, ABC):
         Returns:
             ``[d_out]`` or ``[..., d_out]``.
         """
-        return self.input_normalization.undo_direction(self.W_dec[feature], x)
+        return self.written(self.W_dec[feature], x)
+
+    def written(self, rows: Tensor, x: Tensor | None = None) -> Tensor:
+        """Multiples and sums of decoder rows, ``[..., d_out]``, in the units of the output; ``x`` as :meth:`direction`."""
+        return self.input_normalization.undo_direction(rows, x)
 
     def combine(self, f: Tensor | SparseCodes) -> Tensor:
         """Features times decoder rows, without bias."""
@@ -375,14 +384,18 @@ _FAR_APART = 1.5  # ratio of norms of rows that were of norm 1 in another sample
 
 D = TypeVar("D", bound=type[Dictionary])
 _ARCHITECTURES: dict[str, type[Dictionary]] = {}
+_OPENED_ONLY: dict[str, type[Dictionary]] = {}
 
 
-def register(name: str, *, saelens_name: str | None = None, written_as: str | None = None) -> Callable[[D], D]:
+def register(
+    name: str, *, saelens_name: str | None = None, written_as: str | None = None, trained: bool = True
+) -> Callable[[D], D]:
     """Class decorator that makes an architecture known to recipes, loading and saving under ``name``.
 
     ``saelens_name`` is the ``architecture`` of cfg.json where SAELens knows the same function; without it the name on
     disk is ``saescope/NAME``, so that SAELens refuses the file instead of opening something else. ``written_as`` is the
     SAELens name of another architecture that computes the same at inference: files get that name, and a note for us.
+    What is not ``trained`` is known to files alone.
     """
 
     def decorate(cls: D) -> D:
@@ -398,21 +411,26 @@ def register(name: str, *, saelens_name: str | None = None, written_as: str | No
                     f"so that yours are named 'saescope/{name}'"
                 )
         cls.architecture, cls.saelens_name, cls.opens_saelens_name = name, on_disk, not written_as
-        _ARCHITECTURES[name] = cls
+        (_ARCHITECTURES if trained else _OPENED_ONLY)[name] = cls
         return cls
 
     return decorate
 
 
 def architectures() -> dict[str, type[Dictionary]]:
-    """Every registered architecture by name."""
+    """Every registered architecture by name, those that can only be opened left out."""
     return dict(_ARCHITECTURES)
+
+
+def opened_architectures() -> dict[str, type[Dictionary]]:
+    """Every architecture that a file can hold."""
+    return {**_ARCHITECTURES, **_OPENED_ONLY}
 
 
 def architecture(name: str) -> type[Dictionary]:
     """The class registered under ``name``; ValueError with the nearest names otherwise."""
-    if name in _ARCHITECTURES:
-        return _ARCHITECTURES[name]
+    if name in opened_architectures():
+        return opened_architectures()[name]
     near = difflib.get_close_matches(name, _ARCHITECTURES, n=3, cutoff=0.4)
     hint = (
         f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {', '.join(sorted(_ARCHITECTURES))}."

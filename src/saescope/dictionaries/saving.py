@@ -20,8 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from saescope.dictionaries.base import Dictionary, DictionaryConfig, architectures
-from saescope.dictionaries.normalization import input_normalization
+from saescope.dictionaries.base import Dictionary, DictionaryConfig, opened_architectures
 
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
@@ -182,7 +181,7 @@ def settings_in(config: Mapping[str, Any], where: object) -> tuple[type[Dictiona
 
 def _empty(cls: type[Dictionary], settings: DictionaryConfig, config: Mapping[str, Any]) -> Dictionary:
     dictionary = cls(settings, seed=None)
-    dictionary.input_normalization = input_normalization(config.get("normalize_activations", "none"), dictionary.d_in)
+    dictionary.normalise_by(config.get("normalize_activations", "none"))
     return dictionary
 
 
@@ -190,7 +189,7 @@ def _class_of(config: Mapping[str, Any], folder: object) -> type[Dictionary]:
     """The architecture of a file: what our note in it says, if it fits the name; else what the name says."""
     name = config.get("architecture")
     noted = str(_metadata(config)["saescope"].get("architecture"))
-    known = architectures()
+    known = opened_architectures()
     if noted in known and name in (known[noted].saelens_name, f"saescope/{noted}"):
         return known[noted]
     by_name = {cls.saelens_name: cls for cls in known.values() if cls.opens_saelens_name}

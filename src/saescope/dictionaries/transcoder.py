@@ -65,8 +65,8 @@ class Transcoder(Dictionary):
         """``f @ W_dec + b_dec``, with the skip connection from ``x`` where there is one."""
         return self.combine(f) + self.offset(x)  # the output has units of its own: nothing of the input is undone
 
-    def direction(self, feature: int, x: Tensor | None = None) -> Tensor:
-        return self.W_dec[feature]
+    def written(self, rows: Tensor, x: Tensor | None = None) -> Tensor:
+        return rows
 
     def offset(self, x: Tensor | None) -> Tensor:
         if not self.has_skip:

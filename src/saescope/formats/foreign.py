@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from saescope.dictionaries import Dictionary, architecture
-from saescope.dictionaries.normalization import input_normalization
 from saescope.formats.mapped_files import owned
 
 _BLOCK = 1 << 22  # numbers brought to float64 at a time
@@ -138,7 +137,7 @@ class Foreign:
             dictionary = cls(settings, seed=None)
         # memory that nothing is written to, as the file's tensors take its place (to_empty would import a compiler)
         dictionary._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
-        dictionary.input_normalization = input_normalization(self.normalization, self.d_in)
+        dictionary.normalise_by(self.normalization)
         expected = {name: list(tensor.shape) for name, tensor in dictionary.saved_tensors().items()}
         found = {name: list(tensor.shape) for name, tensor in self.tensors.items()}
         if expected != found:

@@ -42,6 +42,8 @@ def require_same_function(one: Dictionary, other: Dictionary, what: str) -> str:
     tokens = max(2, min(256, _MOST_PRE_ACTIVATIONS // one.d_sae))
     for draw in range(_DRAWS):
         x = _inputs(one, tokens, torch.Generator().manual_seed(draw))
+        if one.reads_sequences:
+            x = x.unflatten(0, (len(_SIZES), -1))  # inputs of a size are a sequence
         with torch.no_grad():
             f, f_other, x_hat, x_hat_other = one.encode(x), other.encode(x), one(x), other(x)
         others = int(((f != 0) != (f_other != 0)).sum())
@@ -59,8 +61,9 @@ def require_same_function(one: Dictionary, other: Dictionary, what: str) -> str:
             f"{what}, the dictionary computes something else: on random inputs activations or reconstructions differ by "
             f"{worst:.2g} of the largest; if weights are rounded to a short type, convert with --dtype float32"
         )
+    number = f.shape[:-1].numel()
     return (
-        f"encode and decode compared on {len(x)} random inputs with {fired:,} firings: the same features fire, and values "
+        f"encode and decode compared on {number} random inputs with {fired:,} firings: the same features fire, and values "
         f"differ by at most {worst:.1g} of the largest"
     )
 

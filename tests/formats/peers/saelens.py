@@ -54,10 +54,11 @@ def random_weights(sae: Any, generator: torch.Generator) -> None:
         tensor.data = drawn.to(tensor.dtype)
 
 
-def inputs(seed: int, dtype: torch.dtype) -> Tensor:
-    return (2 * torch.randn(B, D_IN, generator=torch.Generator().manual_seed(1000 + seed), dtype=torch.float64)).to(
-        dtype
-    )
+def inputs(seed: int, dtype: torch.dtype, *, sequences: bool = False) -> Tensor:
+    """Tokens ``[B, d_in]``, or the same as sequences."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    x = (2 * torch.randn(B, D_IN, generator=generator, dtype=torch.float64)).to(dtype)
+    return x.unflatten(0, (3, -1)) if sequences else x
 
 
 @torch.no_grad()
@@ -65,7 +66,7 @@ def computed(sae: Any, x: Tensor) -> dict[str, Tensor]:
     """Codes and output; at hook_z SAELens wants the heads one by one."""
     given = x.reshape(len(x), HEADS, -1) if sae.cfg.reshape_activations == "hook_z" else x
     f = sae.encode(given)
-    return {"x": x, "f": f.contiguous(), "x_hat": sae(given).reshape(len(x), -1).contiguous()}
+    return {"x": x, "f": f.contiguous(), "x_hat": sae(given).reshape(*x.shape[:-1], -1).contiguous()}
 
 
 def config(kind: str, dtype: str, training: bool = False, **more: Any) -> Any:
@@ -123,7 +124,8 @@ class Cases:
         case = self.folder / name
         (case / "files").mkdir(parents=True)
         sae = save(case / "files")
-        save_file(computed(sae, inputs(self.seed, getattr(torch, dtype))), case / "expected.safetensors")
+        x = inputs(self.seed, getattr(torch, dtype), sequences=sae.cfg.architecture() == "temporal")
+        save_file(computed(sae, x), case / "expected.safetensors")
         (case / "case.json").write_text(json.dumps({"overrides": overrides or {}}))
 
 
@@ -148,6 +150,26 @@ def finished(cases: Cases) -> None:
                     f"{norm}-{'centred' if centred else 'raw'}" + {None: "", True: "-bynorm", False: "-plain"}[by_norm]
                 )
                 cases.add(f"{kind}-{dtype}-{how}", save, dtype)
+
+
+def temporal(cases: Cases) -> None:
+    """Weights tied or not, both kinds of novel codes, one layer of attention or two, with and without a factor."""
+    for dtype, tied, kind, centred in itertools.product(DTYPES, (True, False), ("topk", "relu"), (True, False)):
+        cases.seed += 1
+        scaled = kind == "topk"
+        sae = made_sae(
+            "temporal", cases.seed, dtype, n_heads=2, n_attn_layers=2 if tied else 1, bottleneck_factor=5,
+            sae_diff_type=kind, kval_topk=3 if scaled else None, tied_weights=tied, apply_b_dec_to_input=centred,
+            normalize_activations="constant_scalar_rescale" if scaled else "none",
+            activation_normalization_factor=SCALE if scaled else 1.0,
+        )  # fmt: skip
+
+        def save(folder: Path, sae: Any = sae) -> Any:
+            sae.save_model(folder)
+            return SAE.load_from_disk(folder)
+
+        name = f"temporal-{dtype}-{'tied' if tied else 'untied'}-{kind}-{'centred' if centred else 'raw'}"
+        cases.add(name, save, dtype)
 
 
 def published(cases: Cases) -> None:
@@ -356,7 +378,7 @@ def main(what: str, folder: Path) -> None:
     if what == "check":
         return check(folder)
     cases = Cases(folder)
-    for part in (finished, published, checkpoints, runs, legacy, log_thresholds):
+    for part in (finished, temporal, published, checkpoints, runs, legacy, log_thresholds):
         part(cases)
     print(f"{len(list(folder.iterdir()))} cases")
     return None

@@ -18,10 +18,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from saescope.dictionaries.temporal import ConstantScalar
 from saescope.formats.dictionaries.own import is_our_own
 from saescope.formats.dictionaries.saelens_legacy import LLM_KEYS, TRAINING_KEYS, as_of_6, is_legacy
-from saescope.formats.dictionaries.saelens_scaling import take_normalization
+from saescope.formats.dictionaries.saelens_scaling import PER_TOKEN, take_normalization
 from saescope.formats.dictionaries.saelens_writing import WRITES, write_saelens
+from saescope.formats.dictionaries.temporal import read_temporal
 from saescope.formats.foreign import Foreign
 from saescope.formats.format import Format
 from saescope.formats.source import ConfigSource, Source
@@ -68,6 +70,8 @@ def _read(source: Source) -> Foreign:
     said: list[str] = []
     config, tensors = _config(source, said), source.tensors(WEIGHTS_FILE)
     name = _architecture(config)
+    if name == "temporal":
+        return _temporal(config, tensors, said)
     ours, wanted = _ARCHITECTURES[name]
     d_in, d_sae = config.need("d_in", int), config.need("d_sae", int)
     d_out = config.need("d_out", int) if "transcoder" in name else d_in
@@ -96,6 +100,22 @@ def _read(source: Source) -> Foreign:
     return foreign
 
 
+def _temporal(config: ConfigSource, tensors: TensorSource, said: list[str]) -> Foreign:
+    metadata, kind = _metadata(config), config.get("normalize_activations", str, "none")
+    if kind not in ("none", *PER_TOKEN, ConstantScalar.name):
+        raise ValueError(
+            f"{config.where} is of a temporal dictionary with normalize_activations = {kind!r}, not known here"
+        )
+    foreign = read_temporal(config, tensors, {"W_dec": "W_dec", "b_dec": "b_dec", "W_enc": "W_enc"})
+    foreign.format, foreign.metadata, foreign.normalization = "saelens", metadata, kind
+    foreign.said[:0] = said
+    _say_dtype(foreign, config)
+    config.ignore("device", "reshape_activations", *TRAINING_KEYS)
+    config.require_all_used()
+    tensors.require_all_used()
+    return foreign
+
+
 def _config(source: Source, said: list[str]) -> ConfigSource:
     """The configuration as of version 6."""
     config = source.config(CONFIG_FILE)
@@ -110,19 +130,15 @@ def _config(source: Source, said: list[str]) -> ConfigSource:
 
 def _architecture(config: ConfigSource) -> str:
     name: str = config.need("architecture", str)
-    if name == "temporal":
-        raise ValueError(
-            f"{config.where} is of a temporal dictionary, which reads whole sequences through attention; only dictionaries "
-            "that read each token by itself are opened here"
-        )
     if name.startswith("saescope/"):
         raise ValueError(
             f"{config.where} has architecture {name!r}, of saescope's own files, but not the note that they have; open it "
             "with format='saescope'"
         )
-    if name not in _ARCHITECTURES:
+    if name not in (*_ARCHITECTURES, "temporal"):
         raise ValueError(
-            f"{config.where} has architecture {name!r}, which is not opened here; known are {', '.join(_ARCHITECTURES)}"
+            f"{config.where} has architecture {name!r}, which is not opened here; known are "
+            f"{', '.join(_ARCHITECTURES)}, temporal"
         )
     return name
 
@@ -227,7 +243,7 @@ SAELENS = Format(
     layout=f"{CONFIG_FILE} and {WEIGHTS_FILE}",
     recognise=_recognise,
     read=_read,
-    reads="all but temporal: " + ", ".join(_ARCHITECTURES) + "; versions 2 to 6, checkpoints of training",
+    reads=", ".join(_ARCHITECTURES) + ", temporal; versions 2 to 6, checkpoints of training",
     overrides=_OVERRIDES,
     write=write_saelens,
     writes=WRITES,

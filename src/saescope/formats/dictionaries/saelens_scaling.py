@@ -19,7 +19,7 @@ from saescope.formats.source import ConfigSource, Source
 
 SCALER_FILE, WHITENING_FILE = "activation_scaler.json", "activation_whitening.safetensors"
 SCALED, WHITENED = "expected_average_only_in", "covariance_whitening"
-_PER_TOKEN = ("layer_norm", "constant_norm_rescale")
+PER_TOKEN = ("layer_norm", "constant_norm_rescale")
 
 
 def take_normalization(foreign: Foreign, config: ConfigSource, source: Source, *, by_norm: bool) -> float:
@@ -34,14 +34,14 @@ def take_normalization(foreign: Foreign, config: ConfigSource, source: Source, *
     """
     kind = config.get("normalize_activations", str, "none")
     kind = source.override("normalize_activations", kind)  # some releases do not say it in their files
-    if kind not in ("none", *_PER_TOKEN, SCALED, WHITENED):
+    if kind not in ("none", *PER_TOKEN, SCALED, WHITENED):
         raise ValueError(
-            f"{config.where} has normalize_activations = {kind!r}; known are none, {', '.join(_PER_TOKEN)}, {SCALED}, "
+            f"{config.where} has normalize_activations = {kind!r}; known are none, {', '.join(PER_TOKEN)}, {SCALED}, "
             f"{WHITENED}"
         )
     scale = _scale(kind, config, source)
     whitened = _has_whitening(kind, config, source)
-    if kind in _PER_TOKEN:
+    if kind in PER_TOKEN:
         foreign.normalization = kind
         if "W_skip" in foreign.tensors:
             raise ValueError(

@@ -28,8 +28,9 @@ from saescope.dictionaries.saving import CONFIG_FILE, WEIGHTS_FILE, write_tensor
 from saescope.formats.dictionaries.saelens_legacy import is_legacy
 
 WRITES = (
-    "relu, topk, ordered, abs_topk, jumprelu, gated, matching_pursuit; batch_topk and matryoshka as jumprelu; archetypal "
-    "ones as their host; transcoders of relu and jumprelu, and those of gated, batch_topk and matryoshka as jumprelu"
+    "relu, topk, ordered, abs_topk, jumprelu, gated, matching_pursuit, temporal; batch_topk and matryoshka as jumprelu; "
+    "archetypal ones as their host; transcoders of relu and jumprelu, and those of gated, batch_topk and matryoshka as "
+    "jumprelu"
 )
 _VERSION = "6.0.0"  # the first with this layout
 
@@ -39,6 +40,15 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "topk": _TOPK_KEYS,
     "abstopk": _TOPK_KEYS,
     "matching_pursuit": ("residual_threshold", "max_iterations", "stop_on_duplicate_support"),
+    "temporal": (
+        "n_heads",
+        "n_attn_layers",
+        "bottleneck_factor",
+        "sae_diff_type",
+        "kval_topk",
+        "tied_weights",
+        "activation_normalization_factor",
+    ),
     "transcoder": ("d_out",),
     "skip_transcoder": ("d_out",),
     "jumprelu_transcoder": ("d_out",),
