@@ -60,7 +60,8 @@ class Preparation:
     def put(self, raw: Tensor, new: Tensor, old: Tensor) -> Tensor:
         """The activation ``raw`` of which ``old`` was made, so changed that ``new`` is made of it; both ``[..., d]``.
 
-        What preparing takes away stays: other heads, and the mean of centred activations, of which later norms see none.
+        In the dtype of ``new``, which can be wider than that of ``raw``. What preparing takes away stays: other heads, and
+        the mean of centred activations, of which later norms see none.
         """
         if self.head is None and self.factor == 1 and not self.centre:
             return new
@@ -182,16 +183,20 @@ def preparations(
 
 
 def _known_name(metadata: Mapping[str, Any], model: LanguageModel, ending: str) -> str:
-    """The metadata's hook point: a module of the Hugging Face model where one is named and there, it is the surer one."""
-    module = metadata.get(f"hf_hook_name{ending}")
-    if module:
-        try:
-            model.hook_point(str(module))
-        except HookPointError:
-            pass
-        else:
-            return str(module)
-    return str(metadata.get(f"hook_name{ending}") or module or "")
+    """The metadata's hook point: a module of the Hugging Face model where one is named and there, it is the surer one.
+
+    A name of TransformerLens for the same place says more: which of those who read there an edit is meant for.
+    """
+    module, name = (str(metadata.get(f"{key}{ending}") or "") for key in ("hf_hook_name", "hook_name"))
+    of_module, of_name = _canonical(module, model), _canonical(name, model)
+    return module if of_module is not None and of_module != of_name else name or module
+
+
+def _canonical(name: str, model: LanguageModel) -> str | None:
+    try:
+        return model.hook_point(name).canonical
+    except HookPointError:
+        return None
 
 
 def _place(name: str, model: LanguageModel) -> str:

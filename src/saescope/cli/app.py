@@ -6,18 +6,21 @@ import typer
 
 from saescope.cli.advise_l0 import advise_l0
 from saescope.cli.analyze import analyze
+from saescope.cli.attribute import attribute
 from saescope.cli.cache import cache
 from saescope.cli.convert import convert
 from saescope.cli.demo import demo
 from saescope.cli.eval import evaluate
 from saescope.cli.export import export
 from saescope.cli.features import features
+from saescope.cli.find import find
 from saescope.cli.info import info
 from saescope.cli.list import list_
 from saescope.cli.match import match
 from saescope.cli.model import model
 from saescope.cli.push import push
 from saescope.cli.show import show
+from saescope.cli.steer import steer
 from saescope.cli.store import store
 from saescope.cli.sweep import sweep
 from saescope.cli.train import train
@@ -39,6 +42,9 @@ app.command(name="advise-l0")(advise_l0)
 app.command()(match)
 app.command()(analyze)
 app.command()(features)
+app.command()(find)
+app.command()(steer)
+app.command()(attribute)
 app.command()(info)
 app.command()(convert)
 app.command()(push)

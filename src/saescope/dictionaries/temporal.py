@@ -15,7 +15,7 @@ and then::
 
 So ``encode`` gives the novel codes, and ``decode`` needs x again for the predicted ones. It reads whole sequences,
 ``[batch, tokens, d_in]`` from a text's first token on, and nothing else: a token by itself has no past. Such dictionaries
-are opened, written and used in a model; saescope does not train them, and studies of shuffled tokens refuse them.
+are opened, written, and called on sequences; they are not trained here, and what reads tokens one by one refuses them.
 
 B  sequences, T  tokens, H  heads, d_key  width of all keys (d_sae / bottleneck_factor).
 """
@@ -178,8 +178,8 @@ class Temporal(Dictionary):
         pre, predicted = self.split(x)
         return self._rebuilt((self.activate(pre) + predicted) @ self.W_dec + self._bias, x)
 
-    def direction(self, feature: int, x: Tensor | None = None) -> Tensor:
-        return super().direction(feature, x) / self.config.activation_normalization_factor
+    def written(self, rows: Tensor, x: Tensor | None = None) -> Tensor:
+        return super().written(rows, x) / self.config.activation_normalization_factor
 
     @property
     def _bias(self) -> Tensor:

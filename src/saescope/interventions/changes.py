@@ -21,8 +21,10 @@ changes of one dictionary see the same f, that of the activation as it came.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from numbers import Real
 from typing import Literal
 
 from torch import Tensor
@@ -70,17 +72,18 @@ class _Strong(FeatureChange):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not math.isfinite(self.strength):
-            raise ValueError(f"a strength is a finite number, not {self.strength}, for feature {self.feature}")
-        _ = self.amount  # fails now if the maximum is not known
+        _require_number("a strength", self.strength, self)
+        if not math.isfinite(self.amount):  # fails now if the maximum is not known
+            raise ValueError(f"{self} is no finite activation; choose a smaller strength")
 
-    @property
+    @cached_property
     def amount(self) -> float:
         """The strength as an activation."""
         return self.site.amount(self.feature, self.strength, self.unit)
 
     def __str__(self) -> str:
-        return f"{super().__str__()} with strength {self.strength:g}"
+        unit = "" if self.unit == "activation" else " maximum activations"
+        return f"{super().__str__()} with strength {self.strength:g}{unit}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +104,7 @@ class Scale(FeatureChange):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not math.isfinite(self.factor):
-            raise ValueError(f"a factor is a finite number, not {self.factor}, for feature {self.feature}")
+        _require_number("a factor", self.factor, self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,9 +124,9 @@ class Ablate(Change):
         if len(set(self.each)) < len(self.each):
             raise ValueError("a feature is named twice among those to be ablated")
 
-    @property
+    @cached_property
     def each(self) -> tuple[int, ...]:
-        return (self.features,) if isinstance(self.features, int) else tuple(self.features)
+        return tuple(self.features) if isinstance(self.features, Iterable) else (self.features,)
 
     def __str__(self) -> str:
         shown = ", ".join(map(str, self.each[:5])) + (", ..." if len(self.each) > 5 else "")
@@ -144,7 +146,8 @@ class Splice(Change):
         error_term: add what the dictionary does not explain, so that by itself nothing changes (the default);
             ``"frozen"``: as a constant, through which no gradient flows.
         codes: what becomes of the feature activations ``[B, T, d_sae]`` before they are decoded, e.g. to take gradients
-            there; same shape.
+            there; same shape. Called once in a pass, with a copy of its own. Other changes of the same dictionary come
+            after, and go by the activations as they were encoded.
     """
 
     error_term: bool | Literal["frozen"] = True
@@ -152,8 +155,13 @@ class Splice(Change):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.error_term not in (True, False, "frozen"):
+        if not isinstance(self.error_term, bool) and self.error_term != "frozen":
             raise ValueError(f'error_term is True, False or "frozen", not {self.error_term!r}')
 
     def __str__(self) -> str:
         return f"Splice at {self.site}"
+
+
+def _require_number(what: str, value: float, change: FeatureChange) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{what} is a finite number, not {value!r}, for feature {change.feature} at {change.site}")

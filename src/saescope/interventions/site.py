@@ -9,12 +9,14 @@ Shapes: ``B`` batch, ``T`` tokens, ``d_in`` read, ``d_out`` written, ``d_sae`` f
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from numbers import Integral
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from saescope.activations.of_dictionary import Preparation, preparations
 from saescope.dictionaries import Crosscoder, Dictionary, Transcoder
@@ -24,6 +26,20 @@ if TYPE_CHECKING:
     from saescope.store import Store
 
 Unit = Literal["max_activation", "activation"]
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def constant(module: M) -> M:
+    """The same module, sharing its memory, through whose parameters no gradient flows."""
+    view = copy.copy(module)
+    view._parameters = {
+        name: None if parameter is None else nn.Parameter(parameter.detach(), requires_grad=False)
+        for name, parameter in module._parameters.items()
+    }
+    view._modules = {name: None if child is None else constant(child) for name, child in module._modules.items()}
+    return view
 
 
 class Site:
@@ -61,6 +77,12 @@ class Site:
         """
         if not isinstance(dictionary, Dictionary):
             raise ValueError(f"a dictionary is needed here, not {type(dictionary).__name__}")
+        if dictionary.reads_sequences:
+            raise ValueError(
+                f"a {dictionary.architecture} dictionary reads whole texts from their first token on; in passes with a "
+                "cache or padding it would compute something else, so that it has no place in a model here. Call it on "
+                "activations [batch, tokens, d_in] of LanguageModel.read"
+            )
         if hook_point is not None and not isinstance(hook_point, str):
             hook_point = ", ".join(hook_point)
         self.dictionary, self.model = dictionary, model
@@ -85,6 +107,11 @@ class Site:
                 )
         else:
             self.widths = (dictionary.d_out,)
+        if isinstance(max_activations, Tensor) and max_activations.shape != (dictionary.d_sae,):
+            raise ValueError(
+                f"max_activations has the shape {tuple(max_activations.shape)}, and the dictionary has "
+                f"{dictionary.d_sae:,} features; give one number for each"
+            )
         self.name = name or ", ".join(each.name for each in self.reads)
         self._max = max_activations
 
@@ -124,7 +151,9 @@ class Site:
         Raises:
             ValueError: the dictionary has no such feature.
         """
-        if isinstance(feature, bool) or not isinstance(feature, int) or not 0 <= feature < self.dictionary.d_sae:
+        if isinstance(feature, bool) or not isinstance(feature, Integral):
+            raise ValueError(f"a feature is named by its whole number, not by {feature!r}")
+        if not 0 <= feature < self.dictionary.d_sae:
             raise ValueError(
                 f"feature {feature} is out of range: the dictionary at {self} has {self.dictionary.d_sae:,} features, "
                 f"0 to {self.dictionary.d_sae - 1:,}"
@@ -145,8 +174,8 @@ class Site:
             )
         try:
             largest = float(self._max(feature) if callable(self._max) else self._max[feature])
-        except (KeyError, IndexError):
-            raise ValueError(f"max_activations says nothing of feature {feature}") from None
+        except LookupError as error:
+            raise ValueError(f"max_activations says nothing of feature {feature} of {self.name}: {error}") from None
         if not (largest > 0 and math.isfinite(largest)):
             raise ValueError(
                 f"feature {feature} of {self.name} never fired where its maximum was taken ({largest}); "
@@ -162,9 +191,15 @@ class Site:
 
     def x_of(self, values: Mapping[str, Tensor]) -> Tensor:
         """What the dictionary reads, ``[B, T, d_in]``, of values ``[B, T, d]`` at its hook points; in its own dtype."""
+        weights = self.dictionary.b_dec
         parts = [each(values[each.name]) for each in self.reads]
         x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-        return x.to(torch.promote_types(x.dtype, self.dictionary.b_dec.dtype))
+        if x.device != weights.device:
+            raise ValueError(
+                f"the dictionary at {self} is on {weights.device}, and {self.model.name} gives activations on {x.device}; "
+                "bring them together with dictionary.to(device)"
+            )
+        return x.to(weights.dtype)
 
     def parts(self, written: Tensor) -> tuple[Tensor, ...]:
         """A tensor ``[..., d_out]`` by the places that it is written to."""

@@ -5,26 +5,28 @@ an outer edit comes before an inner one, a reader inside an edit sees the edited
 middle of a block is settled before the MLP's own copy of it. On every change all torch hooks are taken off and put
 back in that order; there are as many as hook points in use, so that this costs microseconds.
 
-One thread at a time has taps on a model: another one that wants to attach some, or to run the model through
-``LanguageModel``, waits until they are off.
+One thread at a time has taps on a model, and only its own passes meet them: another one that wants to attach some, or to
+run the model through ``LanguageModel``, waits until they are off; one that calls the module itself gets it as it is.
 
 Shapes: ``B`` batch, ``T`` tokens in this pass, ``P`` tokens before them that a cache holds, ``d`` width at the hook point.
 """
 
 from __future__ import annotations
 
-import threading
+import inspect
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from saescope.models.hook_points import HookPoint, HookPointError, Place
+from saescope.models.one_thread import OneThread
 
 Act = Callable[[Tensor], Tensor]
 """Gets ``[B, T, d]``; gives the same object back to leave things as they are, or a new tensor to replace it."""
@@ -36,6 +38,7 @@ class Tap:
 
     point: HookPoint
     act: Act
+    only_reads: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,17 +51,26 @@ class Pass:
     """``(B, T)``"""
     num_past: int
     """``P``: tokens whose keys and values come from a cache."""
-    attention: Tensor | None
-    """``[B, P + T]``, true for tokens and false for padding; None: nothing is padding."""
+    is_token: Tensor | None
+    """Which tokens of this pass are no padding, bool ``[B, T]``; None: all."""
+    cache: Any = None
+    """The cache that the model was given, if it was; of a pass before, or still empty."""
+    outer: Pass | None = None
+    """The pass in the middle of which this one runs, e.g. where an edit reads the model."""
+    notes: dict[Any, Any] = field(default_factory=dict)
+    """What listeners remember of this pass alone."""
+    cache_given: list[weakref.ref[Any]] = field(default_factory=list)
+    """The cache that came out of it, once it has ended."""
 
-    @property
-    def is_token(self) -> Tensor | None:
-        """Which tokens of this pass are no padding, bool ``[B, T]``; None: all."""
-        return None if self.attention is None else self.attention[:, self.num_past :]
 
+class Listener(Protocol):
+    """Is told of every forward pass."""
 
-BeforePass = Callable[[Pass, tuple[Any, ...], Mapping[str, Any]], None]
-"""Told of every forward pass before it runs, with what the model was called with."""
+    def before_pass(self, running: Pass, inputs: Mapping[str, Any]) -> None:
+        """The model is about to run on ``inputs``, the arguments of its ``forward`` by name."""
+
+    def after_pass(self, running: Pass, output: Any) -> None:
+        """The model has run to its end."""
 
 
 class _Turn(IntEnum):
@@ -83,70 +95,84 @@ class Wiring:
 
     def __init__(self, root: nn.Module) -> None:
         self._root = root
+        self._arguments = tuple(inspect.signature(root.forward).parameters)
         self._taps: list[Tap] = []
+        self._listeners: list[Listener] = []
+        self._wires: list[_Wire] = []
         self._handles: list[RemovableHandle] = []
-        self._listeners: list[BeforePass] = []
-        self.lock = threading.RLock()
+        self._loose: dict[object, list[Tensor]] = {}  # what wires hold where a part of the model runs by itself
+        self.lock = OneThread()
         self.passing: Pass | None = None
 
     @contextmanager
-    def attached(self, taps: Sequence[Tap], before_pass: BeforePass | None = None) -> Iterator[None]:
+    def attached(self, taps: Sequence[Tap], listener: Listener | None = None) -> Iterator[None]:
         """Attaches ``taps``, after those that are there already; takes them off on exit, whatever happened.
 
-        Another thread that comes meanwhile waits. ``before_pass`` is told of every pass.
+        Another thread that comes meanwhile waits.
         """
-        listeners = [] if before_pass is None else [before_pass]
         with self.lock:
-            running = self.passing
+            before, wires, running = list(self._taps), self._wires, self.passing
             try:
-                self._taps.extend(taps)
-                self._listeners.extend(listeners)
+                self._taps = [*self._taps, *taps]
+                self._listeners = [*self._listeners, *([] if listener is None else [listener])]
                 self._rewire()
                 yield
             finally:
                 self._taps = [tap for tap in self._taps if tap not in taps]
-                self._listeners = [each for each in self._listeners if each not in listeners]
-                self._rewire()
-                self.passing = running  # a pass within a pass leaves the outer one as it was
+                self._listeners = [each for each in self._listeners if each is not listener]
+                # A pass that is running goes on with the very wires that it has begun with: some hold a value half-way.
+                self._rewire(wires if self._taps == before else None)
+                self.passing = running
 
     @contextmanager
-    def detached(self, taps: Sequence[Tap], before_pass: BeforePass) -> Iterator[None]:
-        """Takes attached taps off for a while, all others stay; afterwards all are as they were."""
-        held, listening, running = self._taps, self._listeners, self.passing
+    def without(self, taps: Sequence[Tap], listener: Listener) -> Iterator[None]:
+        """For a pass ahead of the pass that is about to run: takes these taps off for a while, and all that only read."""
+        kept = [tap for tap in self._taps if tap not in taps and not tap.only_reads]
+        with self._instead(kept, [each for each in self._listeners if each is not listener]):
+            yield
+
+    @contextmanager
+    def bare(self) -> Iterator[None]:
+        """Takes all taps off for a while."""
+        with self.lock, self._instead([], []):
+            yield
+
+    @contextmanager
+    def _instead(self, taps: list[Tap], listeners: list[Listener]) -> Iterator[None]:
+        held = self._taps, self._listeners, self._wires, self.passing
         try:
-            self._taps = [tap for tap in held if tap not in taps]
-            self._listeners = [each for each in listening if each != before_pass]
+            self._taps, self._listeners = taps, listeners
             self._rewire()
             yield
         finally:
-            self._taps, self._listeners = held, listening
-            self._rewire()
-            self.passing = running
+            self._taps, self._listeners, wires, self.passing = held
+            self._rewire(wires)
 
-    def _rewire(self) -> None:
+    def _rewire(self, wires: list[_Wire] | None = None) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles = []
-        self.passing = None
+        self._handles, self._wires = [], []
         if not self._taps and not self._listeners:
             return
-        self._handles.append(self._root.register_forward_pre_hook(self._note_pass, with_kwargs=True))
-        for wire in sorted(self._wires(), key=lambda wire: wire.turn):
+        self._wires = sorted(self._new_wires(), key=lambda wire: wire.turn) if wires is None else wires
+        self._handles.append(self._root.register_forward_pre_hook(self._pass_begins, with_kwargs=True))
+        for wire in self._wires:
             module = self._root.get_submodule(wire.place.module)
             if wire.place.side == "input":
                 hook = self._input_hook(wire)
                 self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
             else:
                 self._handles.append(module.register_forward_hook(self._output_hook(wire)))
+        self._handles.append(self._root.register_forward_hook(self._pass_ends, always_call=True))
 
-    def _wires(self) -> Iterator[_Wire]:
+    def _new_wires(self) -> Iterator[_Wire]:
         chains: dict[tuple[Any, ...], list[Tap]] = {}
         for tap in self._taps:
             chains.setdefault((tap.point.place, tap.point.join, tap.point.only_into), []).append(tap)
         for taps in chains.values():
             point, act = taps[0].point, _chained([tap.act for tap in taps])
             if point.join is not None:
-                yield from _joined_wires(point, act)
+                yield from self._joined_wires(point, act)
             elif point.only_into is not None:
                 yield from self._private_wires(point, act, point.only_into)
             else:
@@ -155,48 +181,118 @@ class Wiring:
     def _private_wires(self, point: HookPoint, act: Act, reader: str) -> Iterator[_Wire]:
         """For a norm that several modules read: only ``reader`` gets the norm of the edited value."""
         norm = self._root.get_submodule(point.place.module)
-        edited: list[Tensor] = []
+        key = object()
 
         def at_norm(value: Tensor) -> Tensor:
-            edited.clear()
             new = act(value)
-            if new is not value:
-                edited.append(new)
+            self._hold(key, [] if new is value else [new])
             return value
 
         def at_reader(value: Tensor) -> Tensor:
+            held = self._held(key)
+            self._hold(key, [])
             # forward, not a call: the norm's own hooks belong to the value that everybody else gets
-            return norm.forward(edited.pop()) if edited else value
+            return norm.forward(held[0]) if held else value
 
         yield _Wire(_Turn.LATE, point.place, at_norm)
         yield _Wire(_Turn.EARLY, Place(module=reader, side="input"), at_reader)
 
-    def _note_pass(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs = [*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")]
-        given = next((value for value in inputs if isinstance(value, Tensor)), None)
-        if given is None:
+    def _joined_wires(self, point: HookPoint, act: Act) -> Iterator[_Wire]:
+        """For a value that the MLP's norm reads and that also flows past it.
+
+        Replacing the norm's input changes what the MLP sees; the sum at the end of the block is then computed again from
+        the edited value. (Moving the attention's output by the difference would reach both with one hook, but rounding
+        keeps the sum from being the value that was asked for.)
+        """
+        assert point.join is not None
+        key = object()
+
+        def at_norm(value: Tensor) -> Tensor:
+            new = act(value)
+            self._hold(key, [] if new is value else [new])
+            return new
+
+        def at_branch(value: Tensor) -> Tensor:
+            held = self._held(key)
+            if held:
+                held.append(value)
+            return value
+
+        def at_total(value: Tensor) -> Tensor:
+            held = self._held(key)
+            self._hold(key, [])
+            return held[0] + held[1] if held else value
+
+        yield _Wire(_Turn.EARLY, point.place, at_norm)
+        yield _Wire(_Turn.LATE, point.join.branch, at_branch)
+        yield _Wire(_Turn.EARLY, point.join.total, at_total)
+
+    def _hold(self, key: object, values: list[Tensor]) -> None:
+        """Keeps what a wire needs again further on in this pass."""
+        if self.passing is not None:
+            self.passing.notes[key] = values
+        else:
+            self._loose[key] = values
+
+    def _held(self, key: object) -> list[Tensor]:
+        notes = self._loose if self.passing is None else self.passing.notes
+        return notes.get(key, [])
+
+    def _pass_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        if not self.lock.is_mine:
+            return
+        inputs = {**dict(zip(self._arguments, args, strict=False)), **(kwargs or {})}
+        if module.training and torch.is_grad_enabled() and _runs_again_in_backward(module):
+            raise HookPointError(
+                "with gradient checkpointing the model runs again during the backward pass, when edits may be gone; turn it "
+                "off, or put the model into evaluation mode with model.module.eval()"
+            )
+        given = [inputs.get("input_ids"), inputs.get("inputs_embeds"), *args[:1]]
+        value = next((each for each in given if isinstance(each, Tensor) and each.dim() > 1), None)
+        if value is None:
+            if self._listeners:
+                raise HookPointError(
+                    "an intervention needs token ids or embeddings, [batch, tokens] or [batch, tokens, d]"
+                )
             self.passing = None
             return
-        past = kwargs.get("past_key_values")
+        past = inputs.get("past_key_values")
+        past = past if hasattr(past, "get_seq_length") else None
         num_past = 0 if past is None else int(past.get_seq_length())
-        attention = kwargs.get("attention_mask")
-        if isinstance(attention, Tensor) and attention.dim() == 2 and attention.shape[1] >= num_past + given.shape[1]:
-            attention = attention[:, : num_past + given.shape[1]].bool()  # a cache of fixed size has room for more
-        else:
-            attention = None
-        self.passing = Pass(
-            ids=None if given.is_floating_point() else given,
-            shape=(given.shape[0], given.shape[1]),
-            num_past=num_past,
-            attention=attention,
-        )
+        shape = (value.shape[0], value.shape[1])
+        mask = inputs.get("attention_mask")
+        is_token = _is_token(mask, shape, num_past)
+        if is_token is None and mask is not None and self._listeners and not _says_nothing(mask):
+            found = f"has the shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"is a {type(mask).__name__}"
+            raise HookPointError(
+                f"which tokens are padding can not be told: the attention mask {found}, and an intervention needs "
+                f"[batch, tokens], here {(shape[0], num_past + shape[1])}, cached tokens counted"
+            )
+        ids = None if value.is_floating_point() else value
+        running = Pass(ids, shape, num_past, is_token, cache=past, outer=self.passing)
+        self.passing = running
         for listener in tuple(self._listeners):
-            listener(self.passing, args, kwargs)
+            listener.before_pass(running, inputs)
+
+    def _pass_ends(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        running = self.passing
+        if running is None or not self.lock.is_mine:
+            return
+        self.passing = running.outer
+        if output is None:  # it was stopped
+            return
+        cache = getattr(output, "past_key_values", None)
+        if hasattr(cache, "get_seq_length"):
+            running.cache_given.append(weakref.ref(cache))
+        for listener in tuple(self._listeners):
+            listener.after_pass(running, output)
 
     def _input_hook(self, wire: _Wire) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]] | None]:
         def hook(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
         ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+            if kwargs is None or not self.lock.is_mine:
+                return None  # another thread, for which there are no taps (and which may see a hook come off)
             if args:
                 new = self._through(wire, args[0])
                 return None if new is None else ((new, *args[1:]), kwargs)
@@ -209,9 +305,10 @@ class Wiring:
 
     def _output_hook(self, wire: _Wire) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            if isinstance(
-                output, dict
-            ):  # a ModelOutput, e.g. of the network below the head: its first entry is the value
+            if not self.lock.is_mine:
+                return None
+            # a ModelOutput, e.g. of the network below the head: its first entry is the value
+            if isinstance(output, dict):
                 name = next(iter(output))
                 new = self._through(wire, output[name])
                 return None if new is None else type(output)(**{**output, name: new})
@@ -244,36 +341,35 @@ class Wiring:
         )
 
 
-def _joined_wires(point: HookPoint, act: Act) -> Iterator[_Wire]:
-    """For a value that the MLP's norm reads and that also flows past it.
+def _is_token(mask: Any, shape: tuple[int, int], num_past: int) -> Tensor | None:
+    """Which tokens of a pass are no padding, bool ``[B, T]``; None where the mask says nothing of it.
 
-    Replacing the norm's input changes what the MLP sees; the sum at the end of the block is then computed again from
-    the edited value. (Moving the attention's output by the difference would reach both with one hook, but rounding
-    keeps the sum from being the value that was asked for.)
+    In a mask ``[B, 1, T, P + T]`` of who sees whom, or a dict of such, a token that does not see itself is padding.
     """
-    assert point.join is not None
-    edited: list[Tensor] = []
-    branch: list[Tensor] = []
+    end = num_past + shape[1]
+    if isinstance(mask, dict):
+        found = (_is_token(each, shape, num_past) for each in mask.values())
+        return next((each for each in found if each is not None), None)  # those of sliding windows may be narrower
+    if not isinstance(mask, Tensor) or mask.dim() not in (2, 4) or mask.shape[-1] < end:
+        return None  # (a cache of fixed size has room for more)
+    if mask.dim() == 2:
+        return mask[:, num_past:end].bool()
+    if mask.shape[2] != shape[1]:
+        return None
+    itself = mask[..., num_past:end].diagonal(dim1=-2, dim2=-1).any(1) if mask.dtype == torch.bool else None
+    if itself is None:  # added to attention scores: 0, or hugely negative
+        itself = (mask[..., num_past:end].diagonal(dim1=-2, dim2=-1) > -1e3).any(1)
+    return itself.expand(shape)
 
-    def at_norm(value: Tensor) -> Tensor:
-        edited.clear()
-        branch.clear()
-        new = act(value)
-        if new is not value:
-            edited.append(new)
-        return new
 
-    def at_branch(value: Tensor) -> Tensor:
-        if edited:
-            branch.append(value)
-        return value
+def _runs_again_in_backward(module: nn.Module) -> bool:
+    """Whether a Hugging Face model was told to keep no activations in training."""
+    return any(getattr(each, "gradient_checkpointing", False) for each in module.modules())
 
-    def at_total(value: Tensor) -> Tensor:
-        return edited.pop() + branch.pop() if edited else value
 
-    yield _Wire(_Turn.EARLY, point.place, at_norm)
-    yield _Wire(_Turn.LATE, point.join.branch, at_branch)
-    yield _Wire(_Turn.EARLY, point.join.total, at_total)
+def _says_nothing(mask: Any) -> bool:
+    """Whether a mask is one of those by kind of layer, none of which hides anything."""
+    return isinstance(mask, dict) and all(each is None for each in mask.values())
 
 
 def _chained(acts: Sequence[Act]) -> Act:
@@ -304,7 +400,7 @@ def reader_taps(points: Sequence[HookPoint], into: dict[str, Tensor]) -> list[Ta
 
         return read
 
-    return [Tap(point, reader(point)) for point in points]
+    return [Tap(point, reader(point), only_reads=True) for point in points]
 
 
 def editor_tap(point: HookPoint, edit: Callable[[Tensor], Tensor]) -> Tap:

@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from saescope.models import loading
 from saescope.models.families import FAMILIES, NormKind, family_of
 from saescope.models.hook_points import HookPoint, HookPointError, hook_point_names, resolve
-from saescope.models.hooks import BeforePass, Enough, Tap, Wiring, editor_tap, reader_taps
+from saescope.models.hooks import Enough, Listener, Pass, Tap, Wiring, editor_tap, reader_taps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from saescope.models.one_thread import OneThread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +118,15 @@ class LanguageModel:
         limit = getattr(self._text_config, "max_position_embeddings", None)
         if limit is None or limit <= 0:
             return None
+        return int(limit) - self._first_position
+
+    @cached_property
+    def _first_position(self) -> int:
+        """The number of a text's first position; RoBERTa counts from padding_idx + 1."""
         for path, submodule in self.module.named_modules():
-            table = path.endswith(".position_embeddings") and isinstance(submodule, nn.Embedding)
-            if table and submodule.padding_idx is not None:  # RoBERTa counts positions from padding_idx + 1
-                limit -= submodule.padding_idx + 1
-        return int(limit)
+            if path.endswith(".position_embeddings") and isinstance(submodule, nn.Embedding):
+                return 0 if submodule.padding_idx is None else submodule.padding_idx + 1
+        return 0
 
     @cached_property
     def special_token_ids(self) -> frozenset[int]:
@@ -152,7 +158,8 @@ class LanguageModel:
         """``d_in`` at a hook point. ``attn.hook_z`` is ``n_heads * d_head`` wide."""
         if name not in self._widths:
             ids = torch.zeros((1, 2), dtype=torch.long)
-            self._widths[name] = self.read(ids, [name], attention_mask=torch.ones_like(ids))[name].shape[-1]
+            with self._wiring.bare():  # edits and interventions are for the user's texts
+                self._widths[name] = self.read(ids, [name], attention_mask=torch.ones_like(ids))[name].shape[-1]
         return self._widths[name]
 
     def read(
@@ -237,8 +244,9 @@ class LanguageModel:
         if attention_mask is not None:
             mask = attention_mask.to(self.device)
             inputs["attention_mask"] = mask
-            if self._takes_positions and not bool(mask[:, 0].all()):  # padding on the left
-                positions = (mask.long().cumsum(-1) - 1).clamp_min(0)
+            comes_after_padding = (mask[:, 1:] > mask[:, :-1]).any()
+            if self._takes_positions and bool(comes_after_padding):
+                positions = (mask.long().cumsum(-1) - 1).clamp_min(0) + self._first_position
                 inputs["position_ids"] = positions[:, num_past:]
         if self.is_causal:
             inputs["use_cache"] = use_cache or cache is not None
@@ -250,30 +258,40 @@ class LanguageModel:
     @cached_property
     def _takes_positions(self) -> bool:
         """Whether positions are the caller's business; some models count them from the mask themselves."""
-        return self.is_causal and "position_ids" in inspect.signature(self.module.forward).parameters
+        return "position_ids" in inspect.signature(self.module.forward).parameters
 
     @property
-    def lock(self) -> Any:
+    def lock(self) -> OneThread:
         """Held by the thread that changes or runs the model; it can take it again."""
         return self._wiring.lock
 
+    @property
+    def running(self) -> Pass | None:
+        """The forward pass in the middle of which this is asked, where something is attached to the model."""
+        return self._wiring.passing
+
     @contextmanager
     def tapped(
-        self, acts: Sequence[tuple[str, Callable[[Tensor], Tensor]]], before_pass: BeforePass | None = None
+        self,
+        acts: Sequence[tuple[str, Callable[[Tensor], Tensor]]],
+        listener: Listener | None = None,
+        *,
+        only_reads: bool = False,
     ) -> Iterator[tuple[Tap, ...]]:
         """As :meth:`edit`, for several functions at one hook point, in their order; they must not work in place.
 
         Args:
             acts: a hook point and what happens there; giving back the same object leaves things as they are.
-            before_pass: told of every forward pass before it runs.
+            listener: told of every forward pass.
+            only_reads: whether they change nothing, and have no business in another's pass ahead.
         """
-        taps = tuple(Tap(self.hook_point(name), act) for name, act in acts)
-        with self._wiring.attached(taps, before_pass):
+        taps = tuple(Tap(self.hook_point(name), act, only_reads) for name, act in acts)
+        with self._wiring.attached(taps, listener):
             yield taps
 
-    def untapped(self, taps: Sequence[Tap], before_pass: BeforePass) -> AbstractContextManager[None]:
-        """A pass within a pass without these taps, whose own state is kept."""
-        return self._wiring.detached(taps, before_pass)
+    def untapped(self, taps: Sequence[Tap], listener: Listener) -> AbstractContextManager[None]:
+        """For a pass ahead of one that is about to run: without these taps, and without any that only read."""
+        return self._wiring.without(taps, listener)
 
     def require_causal(self, what: str) -> None:
         """Refuses ``what`` (e.g. "loss recovered") for a model that does not predict the next token.
