@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from numbers import Integral
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -138,7 +139,7 @@ class Site:
             model,
             hook_point=record.hook_point or None,
             hook_point_out=record.hook_point_out or None,
-            max_activations=lambda feature: store.page(name, feature, analysis=analysis).feature.max_activation,
+            max_activations=cache(lambda feature: store.page(name, feature, analysis=analysis).feature.max_activation),
             name=name,
         )
 
