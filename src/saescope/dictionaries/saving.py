@@ -134,7 +134,7 @@ def load_dictionary(folder: str | Path, *, device: str = "cpu") -> Dictionary:
             expected = _empty(cls, settings, config).saved_tensors()
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder}: cfg.json can not be used: {error}") from error
-    tensors = _read_weights(folder)
+    tensors = read_weights(folder / WEIGHTS_FILE)
     shapes = {key: list(tensor.shape) for key, tensor in expected.items()}
     found = {key: list(tensor.shape) for key, tensor in tensors.items()}
     if found != shapes:
@@ -222,6 +222,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
         if not folder.exists() and _place_of_old(folder).exists():
             found = f"a write was cut off here; the dictionary before it is in {_place_of_old(folder)}"
         raise FileNotFoundError(f"{folder} is not a dictionary: it has no {CONFIG_FILE} ({found})")
+    return read_json_object(path)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; ValueError where it holds something else."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -231,10 +236,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    path = folder / WEIGHTS_FILE
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors in a safetensors file.
+
+    Raises:
+        FileNotFoundError: there is none. ValueError: it is damaged.
+    """
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no {WEIGHTS_FILE}")
+        raise FileNotFoundError(f"{path.parent} has no {path.name}")
     try:
         return load_file(path)
     except SafetensorError as error:

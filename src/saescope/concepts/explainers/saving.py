@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from saescope.concepts.explainers.atoms import AtomSettings, atom_settings
@@ -24,7 +22,13 @@ from saescope.concepts.explainers.encoders import check_encoder
 from saescope.concepts.explainers.explainer import SAEExplainer, _class_for
 from saescope.dictionaries.base import architecture
 from saescope.dictionaries.normalization import input_normalization
-from saescope.dictionaries.saving import new_folder_beside, replace_folder, write_tensors
+from saescope.dictionaries.saving import (
+    new_folder_beside,
+    read_json_object,
+    read_weights,
+    replace_folder,
+    write_tensors,
+)
 
 if TYPE_CHECKING:
     from saescope.concepts.splitting import ModelWithSplitPoints
@@ -106,7 +110,7 @@ def load_explainer(
         raise ValueError(f"{folder}: {CONFIG_FILE} can not be used: {type(error).__name__}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
-    tensors = _read_tensors(folder)
+    tensors = read_weights(folder / WEIGHTS_FILE)
     own = {key: list(tensor.shape) for key, tensor in dictionary.state_dict().items()}
     found = {key: list(tensor.shape) for key, tensor in tensors.items()}
     if own != found:
@@ -162,20 +166,4 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no saved explainer: it has no {CONFIG_FILE}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} should hold a JSON object")
-    return config
-
-
-def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    path = folder / WEIGHTS_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no {WEIGHTS_FILE}")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
+    return read_json_object(path)
