@@ -128,6 +128,8 @@ def test_what_can_not_be_compared_is_refused(site, store, tiny):
         against_store(site, ["alpha"] * 9, store, "small")
     with pytest.raises(ValueError, match="measure is"):
         against_store(site, ODD, store, "small", measure="max")
+    with pytest.raises(ValueError, match="test_share lies between 0 and 1, not at 1"):
+        against_store(site, ODD, store, "small", test_share=1.0)
     with pytest.raises(ValueError, match="side is"):
         against_store(site, ODD, store, "small", side="positive")
     with pytest.raises(ValueError, match="small"):

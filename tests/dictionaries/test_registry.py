@@ -84,6 +84,8 @@ def test_taken_names_are_refused():
 
     with pytest.raises(ValueError, match="name 'topk' is taken by TopK; choose another"):
         register("topk")(Other)
+    with pytest.raises(ValueError, match="name 'temporal' is taken by Temporal"):  # also of what is only opened
+        register("temporal")(Other)
     assert architecture("topk") is TopK
     assert Other.architecture == "relu"  # nothing was written on the refused class
 

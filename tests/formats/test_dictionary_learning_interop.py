@@ -5,12 +5,12 @@ It runs in an environment of its own; what it does there is in ``peers/dictionar
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peer_runs import assert_computes, assert_same, run_peer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -33,48 +33,27 @@ CASES = [*CLASSES, *(f"{name}-interrupted" for name in CLASSES), "AutoEncoder-no
 CASES += [f"trained-{name}" for name in TRAINERS]
 
 
-def run_peer(python: Path, command: str, folder: Path) -> None:
-    ran = subprocess.run([python, SCRIPT, command, folder], capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    print(ran.stdout)
-
-
 @pytest.fixture(scope="module")
 def theirs(peer_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("theirs")
-    run_peer(peer_python, "make", folder)
+    run_peer(peer_python, SCRIPT, "make", folder)
     return folder
 
 
-def assert_same(found: Tensor, expected: Tensor, tolerance: float) -> None:
-    assert found.shape == expected.shape
-    assert found.dtype == expected.dtype
-    assert (found - expected).abs().max() <= tolerance * expected.abs().max()
-
-
-def assert_computes(place: Path, expected: dict[str, Tensor], **overrides: Any) -> None:
+def assert_opened(place: Path, expected: dict[str, Tensor], **overrides: Any) -> None:
     source = LocalSource.of(place, overrides=overrides)
     assert DICTIONARY_LEARNING.recognise(source)
-    foreign = DICTIONARY_LEARNING.read(source)
-    for suffix, dtype, tolerance in (("", torch.float32, 1e-5), ("64", torch.float64, 1e-10)):
-        if f"f{suffix}" not in expected:
-            continue
-        dictionary, x = foreign.build(dtype=dtype), expected["x"].to(dtype)
-        with torch.no_grad():
-            f, x_hat = dictionary.encode(x), dictionary(x)
-        assert ((f != 0) == (expected[f"f{suffix}"] != 0)).all()
-        assert_same(f, expected[f"f{suffix}"], tolerance)
-        assert_same(x_hat, expected[f"x_hat{suffix}"], tolerance)
+    assert_computes(DICTIONARY_LEARNING.read(source), expected)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_their_files_compute_here_what_they_computed_there(theirs: Path, case: str) -> None:
     assert sorted(path.name for path in theirs.iterdir()) == sorted(CASES)
     how = {"normalise_decoder": True} if case == "AutoEncoder-normalised" else {}
-    assert_computes(theirs / case / "files", load_file(theirs / case / "expected.safetensors"), **how)
+    assert_opened(theirs / case / "files", load_file(theirs / case / "expected.safetensors"), **how)
     checkpoint = theirs / case / "files" / "checkpoints" / "ae_6.pt"
     if case.startswith("trained"):
-        assert_computes(checkpoint, load_file(theirs / case / "expected-checkpoint.safetensors"))
+        assert_opened(checkpoint, load_file(theirs / case / "expected-checkpoint.safetensors"))
 
 
 def dictionaries() -> dict[str, Dictionary]:
@@ -109,7 +88,7 @@ def test_files_written_here_compute_there_what_they_compute_here(peer_python: Pa
         rng = torch.Generator().manual_seed(1000 + number)
         inputs[case] = torch.randn(TOKENS, D, generator=rng).to(dictionary.W_dec.dtype)
         save_file({"x": inputs[case]}, tmp_path / case / "x.safetensors")
-    run_peer(peer_python, "check", tmp_path)
+    run_peer(peer_python, SCRIPT, "check", tmp_path)
     for case, dictionary in ours.items():
         found = load_file(tmp_path / case / "found.safetensors")
         with torch.no_grad():

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from peer_runs import run_peer
 from random_dictionaries import random_dictionary, random_tokens
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -31,15 +30,6 @@ BY_ANOTHER_FORM = [
 ]  # fmt: skip
 
 
-def run_peer(python: Path, what: str, folder: Path) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
-    ran = subprocess.run(
-        [python, SCRIPT, what, folder], capture_output=True, text=True, env=environment, timeout=600, check=False
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    return ran.stdout
-
-
 def assert_same(found: Tensor, expected: Tensor, *, support: bool = False) -> None:
     bound = {torch.float64: 1e-10, torch.float32: 1e-5}[expected.dtype]
     assert found.shape == expected.shape
@@ -51,7 +41,7 @@ def assert_same(found: Tensor, expected: Tensor, *, support: bool = False) -> No
 @pytest.fixture(scope="module")
 def made(peer_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saelens")
-    print(run_peer(peer_python, "make", folder))
+    run_peer(peer_python, SCRIPT, "make", folder)
     return folder
 
 
@@ -128,13 +118,13 @@ def test_saelens_refuses_what_only_saescope_computes(peer_python: Path, tmp_path
     for name in others:
         save_dictionary(random_dictionary(name), tmp_path / name / "files")
         save_file({"x": torch.zeros(1, 6)}, tmp_path / name / "expected.safetensors")
-    run_peer(peer_python, "check", tmp_path)
+    run_peer(peer_python, SCRIPT, "check", tmp_path)
     for name in others:
         assert f"saescope/{name}" in json.loads((tmp_path / name / "found.json").read_text())["error"]
 
 
 def check_found(python: Path, folder: Path, number: int) -> None:
-    print(run_peer(python, "check", folder))
+    run_peer(python, SCRIPT, "check", folder)
     cases = sorted(folder.iterdir())
     assert len(cases) == number
     for case in cases:

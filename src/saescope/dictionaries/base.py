@@ -400,7 +400,7 @@ def register(
 
     def decorate(cls: D) -> D:
         on_disk = saelens_name or written_as or f"saescope/{name}"
-        for known in _ARCHITECTURES.values():
+        for known in opened_architectures().values():
             # a class that is defined again (a reloaded module, a notebook cell) replaces itself
             again = (known.__module__, known.__qualname__) == (cls.__module__, cls.__qualname__)
             if not again and name == known.architecture:

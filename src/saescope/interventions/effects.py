@@ -138,7 +138,11 @@ def ablation_effects(
         sites, ids, metric, attention_mask=attention_mask, positions=positions, special_tokens=special_tokens,
         error_term=error_term, baseline=baseline, batch_size=batch_size,
     )  # fmt: skip
-    nodes = run.nodes(features)
+    return single_effects(run, run.nodes(features))
+
+
+def single_effects(run: Experiment, nodes: Sequence[tuple[int, int]]) -> AblationEffects:
+    """Of an experiment that is set up already; ``nodes`` are (number of the site, feature)."""
     rows, prompts, changes = [], [], []
     for number in range(len(run.sites)):  # one site in a pass: at the others nothing is done
         pairs = _worth_running(run, nodes, number)
@@ -153,7 +157,7 @@ def ablation_effects(
         prompt=torch.cat(prompts),
         change=torch.cat(changes),
         before=run.before,
-        metric=str(metric),
+        metric=str(run.metric),
         conditions=run.conditions,
     )
 

@@ -26,7 +26,7 @@ from itertools import takewhile
 
 from torch import Tensor
 
-from saescope.interventions.effects import ablation_effects
+from saescope.interventions.effects import single_effects
 from saescope.interventions.metrics import Metric
 from saescope.interventions.removal import Baseline, Experiment, Named, Node, Removed
 from saescope.interventions.site import Site
@@ -101,12 +101,7 @@ def faithfulness_curve(
         sites, ids, metric, attention_mask=attention_mask, positions=positions, special_tokens=special_tokens,
         error_term=error_term, baseline=baseline, batch_size=batch_size,
     )  # fmt: skip
-    if order is None:
-        order = ablation_effects(
-            sites, ids, metric, attention_mask=attention_mask, positions=positions, special_tokens=special_tokens,
-            baseline=baseline, error_term=error_term, batch_size=batch_size,
-        ).ranked()  # fmt: skip
-    nodes = run.nodes(order)
+    nodes = run.nodes(single_effects(run, run.nodes(None)).ranked() if order is None else order)
     chosen = _sizes(sizes, len(nodes))
     removed = [Removed.of(nodes[:size], all_but=outside) for outside in (True, False) for size in chosen]
     removed.append(Removed({}, all_but=True))

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from saescope.models import loading
+from saescope.models import loading, positions
 from saescope.models.families import FAMILIES, NormKind, family_of
 from saescope.models.hook_points import HookPoint, HookPointError, hook_point_names, resolve
 from saescope.models.hooks import Enough, Listener, Pass, Tap, Wiring, editor_tap, reader_taps
@@ -105,7 +105,7 @@ class LanguageModel:
     @property
     def d_model(self) -> int:
         """Width of the residual stream."""
-        return int(self._text_config.hidden_size)
+        return int(positions.text_config(self.module).hidden_size)
 
     @property
     def vocab_size(self) -> int:
@@ -115,27 +115,16 @@ class LanguageModel:
     @cached_property
     def context_size(self) -> int | None:
         """The longest window that the positions allow, in tokens; None where nothing limits it."""
-        limit = getattr(self._text_config, "max_position_embeddings", None)
-        if limit is None or limit <= 0:
-            return None
-        return int(limit) - self._first_position
+        return positions.context_size(self.module)
 
     @cached_property
     def _first_position(self) -> int:
-        """The number of a text's first position; RoBERTa counts from padding_idx + 1."""
-        for path, submodule in self.module.named_modules():
-            if path.endswith(".position_embeddings") and isinstance(submodule, nn.Embedding):
-                return 0 if submodule.padding_idx is None else submodule.padding_idx + 1
-        return 0
+        return positions.first_position(self.module)
 
     @cached_property
     def special_token_ids(self) -> frozenset[int]:
         """Ids that stand for no text (beginning, end, padding, ...); empty without a tokenizer."""
         return frozenset(self.tokenizer.all_special_ids) if self.tokenizer is not None else frozenset()
-
-    @property
-    def _text_config(self) -> Any:
-        return self.module.config.get_text_config()
 
     def hook_points(self) -> list[str]:
         """The names of all places: module path with ``.input`` or ``.output``, in natural order.
@@ -246,8 +235,8 @@ class LanguageModel:
             inputs["attention_mask"] = mask
             comes_after_padding = (mask[:, 1:] > mask[:, :-1]).any()
             if self._takes_positions and bool(comes_after_padding):
-                positions = (mask.long().cumsum(-1) - 1).clamp_min(0) + self._first_position
-                inputs["position_ids"] = positions[:, num_past:]
+                numbers = (mask.long().cumsum(-1) - 1).clamp_min(0) + self._first_position
+                inputs["position_ids"] = numbers[:, num_past:]
         if self.is_causal:
             inputs["use_cache"] = use_cache or cache is not None
             if cache is not None:

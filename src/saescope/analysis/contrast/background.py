@@ -24,6 +24,7 @@ from scipy import sparse, stats
 from saescope.analysis.contrast.pooling import pool_texts
 from saescope.analysis.contrast.reading import Progress
 from saescope.analysis.contrast.separation import adjusted, firing_features, small_sample_factor
+from saescope.analysis.contrast.texts import num_measured
 from saescope.interventions.site import Site
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def against_store(
         raise ValueError(
             f"{len(different)} different texts are too few: it takes two to choose features and two to measure them on"
         )
+    num_test = num_measured(len(different), test_share)
     d_sae = site.dictionary.d_sae
     record = store.analysis(name, analysis)
     known = store.features(name, analysis=analysis, sort="index", descending=False, limit=d_sae + 1).features
@@ -126,7 +128,6 @@ def against_store(
     expected = background if measure == "density" else np.array(means, dtype=np.float64)
 
     order = np.random.default_rng(seed).permutation(len(different))
-    num_test = min(max(2, round(test_share * len(different))), len(different) - 2)
     ordered = [different[place] for place in order]
     pooled = pool_texts(
         site,

@@ -169,8 +169,6 @@ def split_sets(
             if len(sets[name]) < 2:
                 raise ValueError(f"the {name} set has one text; to know how far texts of a set differ, it takes two")
         return ((sets["positive"], sets["negative"]), (sets["positive test"], sets["negative test"])), notes
-    if not 0 < test_share < 1:
-        raise ValueError(f"test_share lies between 0 and 1, not at {test_share}")
     generator = np.random.default_rng(seed)
     halves: list[list[str]] = []
     for name in ("positive", "negative"):
@@ -181,9 +179,20 @@ def split_sets(
                 "features and two to measure them on, and many more to be sure (or give test texts of their own)"
             )
         shuffled = [texts[place] for place in generator.permutation(len(texts))]
-        num_test = min(max(2, round(test_share * len(texts))), len(texts) - 2)
+        num_test = num_measured(len(texts), test_share)
         halves += [shuffled[num_test:], shuffled[:num_test]]
     return ((halves[0], halves[2]), (halves[1], halves[3])), notes
+
+
+def num_measured(number: int, share: float) -> int:
+    """How many of four texts or more measure, about ``share`` of them; two at least, and two are left to choose.
+
+    Raises:
+        ValueError: a share that is none.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"test_share lies between 0 and 1, not at {share}")
+    return min(max(2, round(share * number)), number - 2)
 
 
 def ranked(found: Separation, order_by: Order, top: int, side: str, rate: float) -> np.ndarray:

@@ -21,7 +21,7 @@ from saescope.analysis.contrast.paired import paired_p
 from saescope.analysis.contrast.reading import Progress, read_tokens, windows_of
 from saescope.analysis.contrast.records import Contrast
 from saescope.analysis.contrast.separation import Separation, adjusted, firing_features, small_sample_factor
-from saescope.analysis.contrast.texts import measured, ranked
+from saescope.analysis.contrast.texts import measured, num_measured, ranked
 from saescope.interventions.site import Site
 
 
@@ -57,8 +57,7 @@ def contrast_tokens(
         raise ValueError(f'side is "both", "positive" or "negative", not {side!r}')
     if len(texts) < 4:
         raise ValueError(f"{len(texts)} texts are too few: it takes two to choose features and two to measure them on")
-    if not 0 < test_share < 1:
-        raise ValueError(f"test_share lies between 0 and 1, not at {test_share}")
+    num_test = num_measured(len(texts), test_share)
     windows = windows_of(site, texts, context_size=context_size)
     lengths = np.diff(windows.document_starts)
     wrong = [number for number, (marks, length) in enumerate(zip(labels, lengths, strict=True)) if len(marks) != length]
@@ -76,7 +75,6 @@ def contrast_tokens(
     text, positive = np.concatenate(texts_of), np.concatenate(marked)
 
     order = np.random.default_rng(seed).permutation(len(texts))
-    num_test = min(max(2, round(test_share * len(texts))), len(texts) - 2)
     on_test = np.isin(text, order[:num_test])
     halves = {"chooses features": ~on_test, "measures them": on_test}
     for what, half in halves.items():

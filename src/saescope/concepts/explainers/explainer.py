@@ -103,7 +103,7 @@ class SAEExplainer:
 
     def _settings(self, shared: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
         """``config`` and what else a recipe has of this class's options; ``shared`` are fields of every config."""
-        raise NotImplementedError
+        raise NotImplementedError  # a class with a ``kind`` has one; without it nothing is constructed
 
     @classmethod
     def from_dictionary(
@@ -406,7 +406,10 @@ class SAEExplainer:
         normalization: bool = True,
         tqdm_bar: bool = False,
         batch_size: int | None = None,
-        **options: Any,
+        *,
+        error_term: bool = False,
+        padded_positions: bool = False,
+        targets_at_once: int | None = None,
     ) -> list[Tensor]:
         """What each concept does to the outputs, a tensor ``[t, g, c]`` for each text; all arguments are those of
         :func:`saescope.concepts.gradients.concept_output_gradient`, which see.
@@ -419,7 +422,8 @@ class SAEExplainer:
         self._check_fitted("concept_output_gradient")
         return concept_output_gradient(
             self, inputs, targets, split_point, activation_granularity, aggregation_strategy, concepts_x_gradients,
-            normalization, tqdm_bar, batch_size, **options,
+            normalization, tqdm_bar, batch_size, error_term=error_term, padded_positions=padded_positions,
+            targets_at_once=targets_at_once,
         )  # fmt: skip
 
     # On disk

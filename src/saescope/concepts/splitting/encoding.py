@@ -25,6 +25,8 @@ import torch
 from torch import Tensor, nn
 from transformers import BatchEncoding
 
+from saescope.models.positions import context_size, first_position, text_config
+
 SIDES = ("left", "right")
 
 
@@ -74,12 +76,12 @@ class Encoder:
         self._config = text_config(module)
         embedding = hugging_face.get_input_embeddings() if hasattr(module, "get_input_embeddings") else None
         self._vocab_size: int | None = getattr(embedding, "num_embeddings", None)
-        self._context_size = _context_size(module, self._config)
+        self._context_size = context_size(module)
         self._parameters = inspect.signature(module.forward).parameters
         is_causal = _is_causal(module)
         self._side = "left" if is_causal else "right"
         # positions are given by the caller, counted from the ids, or of no matter to the causal models without them
-        self._can_pad_left = is_causal or "position_ids" in self._parameters or counts_positions_from_ids(module)
+        self._can_pad_left = is_causal or "position_ids" in self._parameters or first_position(module) > 0
 
     def encode(self, inputs: Any, pad_side: str | None = None) -> Encoded:
         """One batch; checked, so that the model's own errors do not come up.
@@ -290,34 +292,3 @@ def _is_causal(module: nn.Module) -> bool:
     name = type(module).__name__
     both = name in MASKED.values()
     return name.endswith("ForCausalLM") or (name in CAUSAL.values() and not both)
-
-
-def _context_size(module: nn.Module, config: Any) -> int | None:
-    """Tokens of the longest window that the positions allow; None where nothing limits it."""
-    limit = getattr(config, "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit < 1:
-        return None
-    table = _learned_positions(module)
-    if table is not None and table.padding_idx is not None:  # RoBERTa counts positions from padding_idx + 1
-        limit -= table.padding_idx + 1
-    return limit
-
-
-def text_config(module: nn.Module) -> Any:
-    """The config of the part that reads text; None for a module without one."""
-    config: Any = getattr(module, "config", None)
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
-
-
-def counts_positions_from_ids(module: nn.Module) -> bool:
-    """Whether a model counts positions itself, leaving out padding ids, as RoBERTa does."""
-    table = _learned_positions(module)
-    return table is not None and table.padding_idx is not None
-
-
-def _learned_positions(module: nn.Module) -> nn.Embedding | None:
-    """The table of absolute positions of BERT and its relatives."""
-    for path, submodule in module.named_modules():
-        if path.endswith("position_embeddings") and isinstance(submodule, nn.Embedding):
-            return submodule
-    return None

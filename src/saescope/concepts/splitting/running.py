@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saescope.concepts.splitting.encoding import counts_positions_from_ids, text_config
+from saescope.models.positions import first_position, text_config
 
 See = Callable[[str, Any], Any]
 """Gets a split point and its module's output; gives what replaces it, or None."""
@@ -41,7 +41,7 @@ class Runner:
         self.index_of: dict[str, int] = {}
         """Where in a split point's tuple its activations are; of those that give tuples."""
         self._parameters = inspect.signature(module.forward).parameters
-        self._takes_positions = "position_ids" in self._parameters and not counts_positions_from_ids(module)
+        self._takes_positions = "position_ids" in self._parameters and not first_position(module)
         configs = (getattr(module, "config", None), text_config(module))
         self._configs = list({id(each): each for each in configs if each is not None}.values())
 
