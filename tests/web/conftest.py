@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +221,151 @@ def evaluated() -> Any:
         )
 
     return report
+
+
+class FakeLive:
+    """A network that needs no network: feature 3 fires on every "self", feature 5 on every other word."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, Any]] = []
+        self.refuses: Exception | None = None
+
+    def absent(self, name: str) -> str | None:
+        return None
+
+    def state(self, name: str) -> dict[str, Any]:
+        return {"state": "ready", "words": "The model is loaded.", "num_waiting": 0}
+
+    def read_text(
+        self, name: str, text: str, *, feature: int | None = None, num_per_token: int = 5, analysis: str | None = None
+    ) -> Any:
+        from saescope.web.live import Piece, Reading
+
+        if self.refuses:
+            raise self.refuses
+        self.asked.append((name, text))
+        words = re.findall(r"\s*\S+", text)
+        fires = [((3, 2.5),) if word.strip() == "self" else ((5, 4.0), (3, 0.25)) for word in words]
+        return Reading(
+            pieces=tuple(
+                Piece(
+                    text=word,
+                    token_ids=(at,),
+                    features=found[:num_per_token] if feature is None else (),
+                    activation=dict(found).get(feature, 0.0) if feature is not None else 0.0,
+                )
+                for at, (word, found) in enumerate(zip(words, fires, strict=True))
+            ),
+            features=((5, 4.0, sum(len(f) == 2 for f in fires)), (3, 2.5, len(words))) if feature is None else (),
+            num_tokens=len(words),
+        )
+
+    def steer(self, name: str, prompt: str, changes: Any, **how: Any) -> Iterator[dict[str, Any]]:
+        if self.refuses:
+            raise self.refuses
+        self.asked.append((prompt, (tuple(changes), how)))
+
+        def steps() -> Iterator[dict[str, Any]]:
+            number = how.get("max_new_tokens", 40)
+            for at in range(number):
+                plain = {"text": " a" * (at + 1), "log_probability": -1.0, "is_last": at == number - 1}
+                steered = {**plain, "text": " <b>" * (at + 1), "kl": 0.5, "log_probability_plain": -2.0}
+                yield {"plain": plain, "steered": steered}
+            yield {
+                "done": {
+                    "kl_per_token": 0.5,
+                    "perplexity_plain": 2.718,
+                    "perplexity_steered": 7.389,
+                    "num_tokens": number,
+                }
+            }
+
+        return steps()
+
+    def match(self, a: str, b: str) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+@pytest.fixture
+def fake_live() -> FakeLive:
+    return FakeLive()
+
+
+@pytest.fixture
+def client_of() -> Iterator[Callable[..., Any]]:
+    """Makes a client of an application, in this process; server errors are answers, as they are for users."""
+    from fastapi.testclient import TestClient
+
+    with ExitStack() as stack:
+
+        def make(app: Any) -> Any:
+            return stack.enter_context(TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False))
+
+        yield make
+
+
+@pytest.fixture
+def client(store: Store, fake_live: FakeLive, client_of: Callable[..., Any]) -> Any:
+    from saescope.web.app import create_app
+
+    return client_of(create_app(store, live=fake_live))
+
+
+@pytest.fixture
+def served() -> Iterator[Callable[..., str]]:
+    """Serves applications on ports of this machine; gives the address, without a slash at its end."""
+    import uvicorn
+
+    running = []
+
+    def serve(app: Any) -> str:
+        place = socket.socket()
+        place.bind(("127.0.0.1", 0))
+        place.listen(128)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
+        thread.start()
+        running.append((server, thread, place))
+        while not server.started:
+            time.sleep(0.01)
+        return f"http://127.0.0.1:{place.getsockname()[1]}"
+
+    yield serve
+    for server, thread, place in running:
+        server.should_exit = True
+        thread.join(10)
+        place.close()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Opens a page in Chromium: `visit(address, width=1280, scheme="light")`.
+
+    At the end of the test nothing may have been said on the console, and no request gone elsewhere.
+    """
+    said: list[str] = []
+    elsewhere: list[str] = []
+    contexts = []
+
+    def open_page(address: str, *, width: int = 1280, scheme: str = "light", **options: Any) -> Any:
+        context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 844}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: said.append(f"{page.url}: {message.text}"))
+        page.on("pageerror", lambda error: said.append(f"{page.url}: {error}"))
+        start = "file:" if address.startswith("file:") else "/".join(address.split("/")[:3])
+        page.on(
+            "request",
+            lambda request: (
+                None if request.url.startswith((start, "data:", "blob:")) else elsewhere.append(request.url)
+            ),
+        )
+        page.goto(address)
+        return page
+
+    open_page.said = said  # type: ignore[attr-defined]
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert said == []
+    assert elsewhere == []

@@ -6,6 +6,7 @@ that one page shows. Importing this room is cheap: the database library is loade
 
 from __future__ import annotations
 
+from saescope.store.errors import NotInStoreError, StoreFailedError
 from saescope.store.records import (
     AnalysisInfo,
     AnalysisRecord,
@@ -51,10 +52,12 @@ __all__ = [
     "Histogram",
     "Label",
     "Neighbour",
+    "NotInStoreError",
     "Note",
     "PageExample",
     "Span",
     "Store",
+    "StoreFailedError",
     "StoreInfo",
     "Summary",
     "TokenLogit",

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Engine, QueuePool, create_engine, event, make
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
 
 from saescope.store import schema
+from saescope.store.errors import StoreFailedError
 from saescope.store.tables import TABLES
 
 _BUSY_SECONDS = 30.0  # how long a writer waits for another writer to finish
@@ -102,11 +103,11 @@ def _in_words() -> Iterator[None]:
         if "readonly" in said or "read-only" in said:
             raise PermissionError("the store can only be read here: the file or its folder is not writable") from error
         if "locked" in said:
-            raise ValueError(
+            raise StoreFailedError(
                 f"the store was busy for {_BUSY_SECONDS:.0f} seconds: another process is writing; "
                 "try again when it is done"
             ) from error
-        raise ValueError(f"the database behind the store failed: {said}") from error
+        raise StoreFailedError(f"the database behind the store failed: {said}") from error
 
 
 def _prepare(engine: Engine, place: str, *, must_exist: bool) -> None:

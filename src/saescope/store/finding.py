@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, select, text
 
 from saescope.store import tables
+from saescope.store.errors import NotInStoreError
 from saescope.store.records import AnalysisRecord, DictionaryRecord
 from saescope.store.rows import read_analysis, read_dictionary
 
@@ -43,10 +44,10 @@ def find_dictionary(connection: Connection, name: str | None) -> tuple[int, Dict
         return rows[0]["id"], read_dictionary(rows[0])
     names = sorted(connection.scalars(select(tables.dictionary.c.name)))
     if not names:
-        raise ValueError("the store holds no dictionary yet; `saescope analyze DICTIONARY` writes one into it")
+        raise NotInStoreError("the store holds no dictionary yet; `saescope analyze DICTIONARY` writes one into it")
     if name is None:
         raise ValueError(f"the store holds {len(names)} dictionaries, so name one of them: {listed(names)}")
-    raise ValueError(f"the store holds no dictionary named {name!r}; {nearest(name, names, 'it holds')}")
+    raise NotInStoreError(f"the store holds no dictionary named {name!r}; {nearest(name, names, 'it holds')}")
 
 
 def all_analyses(connection: Connection, dictionary_id: int) -> list[AnalysisRecord]:
@@ -72,8 +73,8 @@ def find(connection: Connection, name: str | None, analysis: str | None) -> Foun
         return Found(dictionary_id, dictionary, row["id"], read_analysis(row))
     names = [record.name for record in all_analyses(connection, dictionary_id)]
     if not names:
-        raise ValueError(f"{dictionary.name!r} has not been analysed yet; `saescope analyze` does it")
-    raise ValueError(
+        raise NotInStoreError(f"{dictionary.name!r} has not been analysed yet; `saescope analyze` does it")
+    raise NotInStoreError(
         f"{dictionary.name!r} has no analysis named {analysis!r}; {nearest(analysis or '', names, 'it has')}"
     )
 
@@ -81,7 +82,7 @@ def find(connection: Connection, name: str | None, analysis: str | None) -> Foun
 def check_index(dictionary: DictionaryRecord, index: int) -> None:
     """Raises `ValueError` where the dictionary has no feature of this number."""
     if not 0 <= index < dictionary.d_sae:
-        raise ValueError(
+        raise NotInStoreError(
             f"{dictionary.name!r} has features 0 to {dictionary.d_sae - 1}, so there is no feature {index}"
         )
 

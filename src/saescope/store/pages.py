@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, TextClause, func, select, text
 
 from saescope.store import tables
+from saescope.store.errors import NotInStoreError
 from saescope.store.finding import check_index, find
 from saescope.store.records import FeaturePage, PageExample
 from saescope.store.rows import (
@@ -90,7 +91,7 @@ def read_page(connection: Connection, name: str | None, index: int, analysis: st
     check_index(found.dictionary, index)
     of_analysis = tables.feature.c.analysis_id == found.analysis_id
     analysed = connection.scalar(select(func.count()).select_from(tables.feature).where(of_analysis))
-    raise ValueError(
+    raise NotInStoreError(
         f"feature {index} of {found.dictionary.name!r} was not analysed: analysis {found.analysis.name!r} has "
         f"{analysed} of its {found.dictionary.d_sae} features"
     )

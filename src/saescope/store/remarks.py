@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Table, delete, func, insert, select, update
 
 from saescope.store import tables
 from saescope.store.bulk import insert_row
+from saescope.store.errors import NotInStoreError
 from saescope.store.finding import check_index, find_dictionary
 from saescope.store.records import Explanation, Note
 from saescope.store.rows import explanation_row, note_row, read_explanation
@@ -33,7 +34,7 @@ def forget_explanation(connection: Connection, identity: int) -> None:
     query = select(table.c.dictionary_id, table.c.feature_index).where(table.c.id == identity)
     row = connection.execute(query).one_or_none()
     if row is None:
-        raise ValueError(f"the store holds no explanation number {identity}; it may have been removed already")
+        raise NotInStoreError(f"the store holds no explanation number {identity}; it may have been removed already")
     connection.execute(delete(tables.embedding).where(tables.embedding.c.explanation_id == identity))
     connection.execute(delete(table).where(table.c.id == identity))
     renew_words_of_dictionary(connection, row[0], [row[1]])
@@ -100,7 +101,7 @@ def remove_tag(connection: Connection, name: str | None, index: int, tag: str) -
     """See `Store.untag`."""
     values = {"dictionary_id": _place(connection, name, index), "feature_index": index, "name": tag.strip()}
     if not connection.execute(delete(tables.tag).filter_by(**values)).rowcount:
-        raise ValueError(f"feature {index} has no tag {tag!r}")
+        raise NotInStoreError(f"feature {index} has no tag {tag!r}")
 
 
 def read_tags(connection: Connection, name: str | None) -> dict[str, int]:
@@ -160,5 +161,5 @@ def _same(table: Table, values: dict[str, Any]) -> Any:
     return select(func.count()).select_from(table).filter_by(**values)
 
 
-def _no_note(identity: int) -> ValueError:
-    return ValueError(f"the store holds no note number {identity}; it may have been deleted already")
+def _no_note(identity: int) -> NotInStoreError:
+    return NotInStoreError(f"the store holds no note number {identity}; it may have been deleted already")

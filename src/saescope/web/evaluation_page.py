@@ -71,7 +71,7 @@ def write_evaluation_page(
             if result["failure"]
         ],
         pictures=[{**picture, "uri": data_uri(path), "wide": _width(path) > _WIDE} for picture, path in pictured],
-        style=static("report.css") + static("evaluation.css"),
+        style=static("look.css") + static("evaluation.css"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         cell=_cell,

@@ -53,7 +53,7 @@ def write_report(
             evaluations=store.evaluations(record.name),
             rows=[_evaluation_row(row) for row in (evaluation or {}).get("rows", [])],
             plots={caption: data_uri(file) for caption, file in plots.items()},
-            style=static("report.css"),
+            style=static("look.css"),
             version=__version__,
         )
     )
