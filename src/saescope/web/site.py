@@ -152,8 +152,10 @@ class Site:
     def absent(self, name: str) -> str | None:
         """Why texts can not be tried on a dictionary; None where they can."""
         if self.live is None:
-            return "This server was started without models, so that texts can not be tried here; "
+            return (
+                "This server was started without models, so that texts can not be tried here; "
                 "`saescope serve --model` gives it one."
+            )
         return self.live.absent(name)
 
 
