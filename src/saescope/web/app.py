@@ -23,7 +23,7 @@ from saescope.web.guard import LOOPBACK, Guard, Limits
 from saescope.web.live import Live
 from saescope.web.site import Site
 
-_PARTS = (home, features, feature, remarks, try_text, steer, feature_map, compare, runs)
+_PARTS = (home, feature, remarks, try_text, steer, feature_map, compare, runs, features)  # the last takes what is left
 _THREADS = 8  # that ask the store at the same time; more would only take turns
 _TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
 
