@@ -53,6 +53,9 @@ docs: $(STAMP)  ## write docs/commands.md and the table of docs/formats.md
 	$(BIN)/python tests/docs/commands.py docs/commands.md
 	$(BIN)/python -m saescope.formats.table docs/formats.md
 
+screenshots: $(STAMP)  ## take the pictures of docs/images (after `make demo`; needs Chromium)
+	$(BIN)/python tests/docs/screenshots.py runs/demo docs/images
+
 reproduce: $(STAMP)  ## small published results, run again; what has not changed is skipped
 	$(BIN)/python -m reproductions
 
@@ -69,5 +72,6 @@ bench: $(STAMP) $(PEERS_STAMP)  ## how fast training and analysis run here, besi
 	$(BIN)/python benchmarks/walk.py --save
 	$(BIN)/python benchmarks/analysis.py --save
 	$(BIN)/python benchmarks/store.py --save
+	$(BIN)/python benchmarks/web.py --save
 
-.PHONY: help install demo test test-slow lint docs reproduce bundled-model peers bench
+.PHONY: help install demo test test-slow lint docs screenshots reproduce bundled-model peers bench

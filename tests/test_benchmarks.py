@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import importlib
 import json
 import platform
+import subprocess
 import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -23,7 +28,7 @@ TINY = "32,256,4,64"
 def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The scripts' modules by name, as they find each other when one of them is run."""
     monkeypatch.syspath_prepend(str(FOLDER))
-    names = ("data", "hardware", "report", "rounds", "training_step", "memory", "pipeline", "analysis", "store")
+    names = ("data", "hardware", "report", "rounds", "training_step", "memory", "pipeline", "analysis", "store", "web")
     loaded: dict[str, ModuleType] = {}
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -223,3 +228,77 @@ def test_how_fast_a_store_answers(bench: Any, capsys: Any) -> None:
     bench.store.main(["--features", "80", "--questions", "3", "--json"])
     data = one_line(capsys)
     assert json.dumps(data).count("p95") >= 3
+
+
+@pytest.fixture
+def made_up(bench: Any, tmp_path: Path) -> Any:
+    with bench.web.filled(tmp_path / "features.db", 60) as store:
+        yield store
+
+
+@pytest.mark.slow
+def test_how_soon_the_pages_answer(bench: Any, made_up: Any, tmp_path: Path, capsys: Any) -> None:
+    small = ["--sqlite", str(tmp_path / "features.db"), "--seconds", "1", "--rate", "40", "--beyond-seconds", "0.2"]
+    bench.web.main([*small, "--only", "load", "beyond", "--json"])
+    data = one_line(capsys)
+    load = data["load"]
+    assert (load["requests"], load["errors"], load["wrong"]) == (40, 0, [])
+    assert sum(row["requests"] for row in load["rows"]) == 40
+    assert 10 <= load["compared"] <= 15
+    assert all(0 < row["p50"] <= row["p95"] <= row["p99"] <= row["max"] for row in load["rows"])
+    assert data["beyond"]["requests"] == 80
+    assert "| feature page | " in bench.web.page(data)
+
+
+def test_wrong_answers_of_pages_are_seen(bench: Any, made_up: Any) -> None:
+    from fastapi.testclient import TestClient
+
+    from saescope.web.app import create_app
+
+    web, name = bench.web, bench.store.NAME
+    with TestClient(create_app(made_up), base_url="http://127.0.0.1") as client:
+        feature, other = (client.get(f"/d/{name}/f/{index}").text for index in (7, 8))
+        assert web._wrong_feature(made_up, feature, {"index": 7}) is None
+        assert "lacks" in web._wrong_feature(made_up, other, {"index": 7})
+        asked = {"sort": "density", "descending": True, "limit": 50}
+        html = client.get(f"/d/{name}?sort=density").text
+        assert web._wrong_list(made_up, html, asked) is None
+        assert web._wrong_list(made_up, html, {**asked, "descending": False})
+        rows = client.get(f"/api/d/{name}/features?sort=density").text
+        assert web._wrong_rows(made_up, rows, asked) is None
+        assert web._wrong_rows(made_up, rows, {**asked, "sort": "lift"})
+        changed = json.loads(rows)
+        changed["features"][3]["max_activation"] += 1e-9
+        assert "max_activation" in web._wrong_rows(made_up, json.dumps(changed), asked)
+
+
+def test_a_request_that_has_to_wait_is_slow(bench: Any) -> None:
+    """Five requests at once over one connection to a server that takes 0.1 s for each: the fifth took 0.5 s."""
+    plan = {"rate": 1000.0, "connections": 1, "paths": [f"/{i}" for i in range(4)] + ["/gone"], "kept": [2]}
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        ran = subprocess.run(
+            [sys.executable, bench.web.CLIENT], input=json.dumps({**plan, "port": server.server_address[1]}),
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        server.shutdown()
+    answers = json.loads(ran.stdout)
+    assert [answer["status"] for answer in answers] == [200, 200, 200, 200, 404]
+    assert all(answer["ms"] >= 99 * (i + 1) - i for i, answer in enumerate(answers))
+    assert [base64.b64decode(answer["body"]) for answer in answers if "body" in answer] == [b"2", b"gone"]
+    assert answers[0]["bytes"] == 1
+
+
+class _Slow(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        time.sleep(0.1)
+        body = self.path.strip("/").encode()
+        self.send_response(404 if body == b"gone" else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass

@@ -10,8 +10,8 @@ from pathlib import Path
 COMMANDS = [
     "", "demo", "train", "cache", "eval", "sweep", "advise-l0", "match", "analyze",
     "features", "show feature", "show dictionary", "store info", "store merge", "store export", "store import",
-    "store delete", "export neuronpedia", "find", "steer", "attribute", "info", "convert", "list pretrained", "push",
-    "model",
+    "store delete", "serve", "export neuronpedia", "export html", "find", "steer", "attribute", "info", "convert",
+    "list pretrained", "push", "model",
 ]  # fmt: skip
 
 

@@ -82,6 +82,19 @@ def test_what_people_added_is_on_the_page(store: Store, fill: Callable[..., obje
     assert not store.page("tiny", 3).is_bookmarked
 
 
+def test_a_page_knows_the_features_beside_it(store: Store, make: SimpleNamespace) -> None:
+    features = [make.feature(index) for index in (1, 4, 5, 9)]
+    store.write(make.dictionary(), make.analysis(), features, [], [])
+    store.write(make.dictionary(), make.analysis("second"), features[::2], [], [])
+    beside = {page.feature.index: (page.previous, page.following) for page in store.pages("tiny", analysis="default")}
+    assert beside == {1: (None, 4), 4: (1, 5), 5: (4, 9), 9: (5, None)}
+    for index, both in beside.items():
+        page = store.page("tiny", index, analysis="default")
+        assert (page.previous, page.following) == both
+    page = store.page("tiny", 5)
+    assert (page.previous, page.following) == (1, None)
+
+
 def test_a_page_is_one_statement(store: Store, make: SimpleNamespace, fill: Callable[..., object]) -> None:
     fill(store)
     fill(store, "other")

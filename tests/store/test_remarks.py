@@ -156,3 +156,20 @@ def test_labels_of_some_features(store: Store) -> None:
     assert store.labels("tiny", range(16)) == listed
     assert store.labels("tiny", [*list(listed)[:1], 15]) == dict(list(listed.items())[:1])
     assert store.labels("tiny", []) == {}
+
+
+def test_labels_are_those_of_the_analysis_that_is_meant(
+    store: Store, make: SimpleNamespace, fill: Callable[..., object]
+) -> None:
+    fill(store, "other")
+    features = [make.feature(2, label=make.label("of the second"))]
+    store.write(make.dictionary("other"), make.analysis("second"), features, [], [])
+    assert store.labels("other", [2, 3]) == {2: "of the second"}
+    assert store.labels("other", [2], analysis="default") == {2: "digits, 100% of them"}
+    for name, analysis, words in (
+        ("else", None, "no dictionary named"),
+        (None, None, "name one of them"),
+        ("other", "third", "no analysis named"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            store.labels(name, [2], analysis=analysis)

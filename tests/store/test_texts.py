@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from saescope.store.texts import (
     are_float32,
+    from_json,
     pack_edges,
     pack_float32,
     pack_ranges,
@@ -93,3 +95,21 @@ def test_json_is_compact_and_escapes_only_what_it_must() -> None:
     assert to_json("\udc80", "x") == '"\\udc80"'
     with pytest.raises(ValueError, match=r"^what cannot be stored: .*; expected finite plain numbers"):
         to_json([math.nan], "what")
+
+
+_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+)
+
+
+@given(_values)
+def test_json_is_read_as_by_json(value: object) -> None:
+    for text in (json.dumps(value), json.dumps(value, indent=1), f" {json.dumps(value)}\n"):
+        assert from_json(text) == json.loads(text)
+
+
+@pytest.mark.parametrize("text", ["", "[1", "[1] 2", "nothing", "[1,]"])
+def test_what_is_no_json_is_refused(text: str) -> None:
+    with pytest.raises(json.JSONDecodeError):
+        from_json(text)

@@ -230,14 +230,21 @@ class FakeLive:
         self.asked: list[tuple[str, Any]] = []
         self.refuses: Exception | None = None
 
-    def absent(self, name: str) -> str | None:
+    def absent(self, name: str, *, steering: bool = False) -> str | None:
         return None
 
     def state(self, name: str) -> dict[str, Any]:
         return {"state": "ready", "words": "The model is loaded.", "num_waiting": 0}
 
     def read_text(
-        self, name: str, text: str, *, feature: int | None = None, num_per_token: int = 5, analysis: str | None = None
+        self,
+        name: str,
+        text: str,
+        *,
+        feature: int | None = None,
+        num_per_token: int = 5,
+        apart: Any = (),
+        analysis: str | None = None,
     ) -> Any:
         from saescope.web.live import Piece, Reading
 
@@ -283,7 +290,21 @@ class FakeLive:
         return steps()
 
     def match(self, a: str, b: str) -> dict[str, Any]:
-        raise NotImplementedError
+        if self.refuses:
+            raise self.refuses
+        self.asked.append((a, b))
+        counts = {
+            "num_a": 4096,
+            "num_b": 4096,
+            "pairs": 1,
+            "only_in_a": 1,
+            "only_in_b": 0,
+            "split": 0,
+            "near": 0,
+            "dead": 0,
+        }
+        lists = {"pairs": [[3, 3, 1.0]], "only_in_a": [[5, 3, 0.25]], "only_in_b": []}
+        return {"bar": 0.7, "part_bar": 0.3, **lists, "counts": counts}
 
 
 @pytest.fixture

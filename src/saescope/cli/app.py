@@ -19,6 +19,7 @@ from saescope.cli.list import list_
 from saescope.cli.match import match
 from saescope.cli.model import model
 from saescope.cli.push import push
+from saescope.cli.serve import serve
 from saescope.cli.show import show
 from saescope.cli.steer import steer
 from saescope.cli.store import store
@@ -45,6 +46,7 @@ app.command()(features)
 app.command()(find)
 app.command()(steer)
 app.command()(attribute)
+app.command()(serve)
 app.command()(info)
 app.command()(convert)
 app.command()(push)

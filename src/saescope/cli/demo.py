@@ -108,7 +108,7 @@ def demo(
         f"  report.html      open it in a browser\n"
         f"  dictionary       the trained dictionary; SAELens opens it too\n"
         f"  eval.json        every number of the evaluation\n"
-        f"  features.db      all features: saescope features --store {store_path}\n"
+        f"  features.db      all features: saescope serve --store {store_path}, or saescope features --store {store_path}\n"
         f"  plots            training and densities\n"
         f"the demo took {time.perf_counter() - started:.0f} s",
         highlight=False,

@@ -1,4 +1,4 @@
-"""``saescope export``: features in the format of another tool."""
+"""``saescope export``: features in the format of another tool, or as pages that need no server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-export = typer.Typer(help="Write features in the format of another tool.", no_args_is_help=True)
+export = typer.Typer(help="Write features for another tool, or as pages.", no_args_is_help=True)
 
 
 class Visibility(StrEnum):
@@ -29,7 +29,7 @@ class BandKind(StrEnum):
 
 @export.callback()
 def _group() -> None:
-    """Write features in the format of another tool."""
+    """Write features for another tool, or as pages."""
 
 
 @export.command("neuronpedia")
@@ -123,3 +123,56 @@ def _decoder_rows(folder: Path, d_sae: int) -> Callable[[int], list[float]]:
             "features with one row each; name the folder that was analysed, or leave --weights out"
         )
     return lambda index: rows[index].tolist()
+
+
+@export.command("html")
+def html(
+    out: Annotated[Path, typer.Option(metavar="FOLDER|FILE.html", help="Where: a folder of pages, or one file.")],
+    dictionary: Annotated[str | None, typer.Argument(help="Name in the store, if it holds several.")] = None,
+    features: Annotated[
+        str, typer.Option(metavar="1,2,5-9|all|FILE", help="Which; a file has numbers with blanks or commas between.")
+    ] = "all",
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many of them, by index.")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="File or database (default: $SAESCOPE_STORE, else features.db).")
+    ] = None,
+    analysis: Annotated[str | None, typer.Option(help="Name of the analysis (default: the newest).")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
+) -> None:
+    """Write features as pages that open without a server: to pass on, or to keep."""
+    from rich.console import Console
+
+    from saescope.cli.indices import parse_indices
+    from saescope.cli.progress import progress
+    from saescope.store import Store
+    from saescope.web.export import export_file, export_folder
+
+    console = Console()
+    with Store.open(store, must_exist=True) as opened:
+        record = opened.dictionary(dictionary)
+        chosen = parse_indices(features, record.d_sae)
+        if chosen is None:
+            chosen = opened.order(record.name, analysis=analysis, sort="index", descending=False)
+        chosen = sorted(set(chosen))[:limit]
+        write = export_file if out.suffix.lower() in (".html", ".htm") else export_folder
+        with progress(console, "exporting", "features") as update:
+            written = write(
+                opened,
+                out,
+                name=record.name,
+                indices=chosen,
+                analysis=analysis,
+                overwrite=overwrite,
+                progress=lambda done: update(done, len(chosen), ""),
+            )
+    console.print(
+        f"{written.num_features:,} feature{'' if written.num_features == 1 else 's'}, {_size(written.num_bytes)}; "
+        f"open {written.path}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:,.0f} kB"

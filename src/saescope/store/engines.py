@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, QueuePool, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, DisconnectionError
 
 from saescope.store import schema
 from saescope.store.errors import StoreFailedError
@@ -100,6 +100,8 @@ def _in_words() -> Iterator[None]:
         yield
     except DBAPIError as error:
         said = str(error.orig).strip()
+        if isinstance(error, DataError):  # a text or a number in the question, not the database
+            raise ValueError(f"the database can not take this value: {said}") from error
         if "readonly" in said or "read-only" in said:
             raise PermissionError("the store can only be read here: the file or its folder is not writable") from error
         if "locked" in said:

@@ -19,6 +19,9 @@ KEYS = {
 }
 """What features can be sorted and filtered by, and the column that it means."""
 
+SCORE = "explanation_score"
+"""A key for bounds only: the best score among a feature's explanations."""
+
 _WHOLE = {"index"} | {
     name for name, hint in get_type_hints(FeatureRecord).items() if hint is int or int in get_args(hint)
 }
@@ -68,13 +71,14 @@ def make_filter(
     conditions: list[Condition] = []
     values: dict[str, Any] = {"analysis_id": found.analysis_id, "dictionary_id": found.dictionary_id}
     for key, bounds in where.items():
-        column, tests = column_of(key, "filtered"), []
+        column, tests = "best" if key == SCORE else column_of(key, "filtered"), []
         for name, sign, bound in zip(("low", "high"), (">=", "<="), _checked(key, bounds), strict=True):
             if bound is not None:
                 values[f"{name}_{key}"] = bound
                 tests.append(f"{{f}}{column} {sign} :{name}_{key}")
         if tests:
-            conditions.append(_on_number(column, " and ".join(tests)))
+            test = " and ".join(tests)
+            conditions.append(_on_score(test) if key == SCORE else _on_number(column, test))
     if search is not None:
         words = wanted(search)
         conditions.append(_on_words(dialect, len(words)))
@@ -96,6 +100,14 @@ def _on_number(column: str, test: str) -> Condition:
     in_table = test.replace("{f}", "")
     indices = f"select feature_index from feature where analysis_id = :analysis_id and {in_table}"
     return Condition(column, test=test, each=test, indices=indices)
+
+
+def _on_score(test: str) -> Condition:
+    test = test.replace("{f}best", "max(score)")
+    explained = "from explanation where explanation.dictionary_id = :dictionary_id"
+    indices = f"select feature_index {explained} group by feature_index having {test}"
+    each = f"coalesce((select {test} {explained} and explanation.feature_index = {{f}}feature_index), false)"
+    return Condition("feature_index", test=f"{{f}}feature_index in ({indices})", each=each, indices=indices)
 
 
 def _on_mark(table: str, test: str) -> Condition:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, TextClause, bindparam, select, text
 
 from saescope.store import tables
 from saescope.store.bulk import in_batches
@@ -26,7 +27,7 @@ from saescope.store.rows import read_feature
 
 _FEW = 2500  # features that are taken and sorted; looking one up takes about a microsecond
 _STEPS = 4000
-_LOOKED_UP = {  # one after the other, whatever else the planner thinks of
+LOOKED_UP = {  # one after the other, whatever else the planner thinks of
     "sqlite": "few cross join feature f where f.feature_index = few.feature_index and",
     "postgresql": "few cross join lateral (select * from feature where analysis_id = :analysis_id "
     "and feature_index = few.feature_index offset 0) f where",
@@ -55,8 +56,8 @@ def read_features(
     found = find(connection, name, analysis)
     chosen = make_filter(found, connection.dialect.name, where=where, search=search, tag=tag, bookmarked=bookmarked)
     features: list[FeatureRecord] = []
-    few = _fewest(connection, chosen)
-    for walk in _walks(column, descending=descending, cursor=cursor):
+    few = fewest(connection, chosen)
+    for walk in walks(column, descending=descending, cursor=cursor):
         most = limit + 1 - len(features)  # one more tells whether there is a next page
         if most:
             features += _taken(connection, chosen, few, column, walk, most)
@@ -79,11 +80,13 @@ def count_features(
     """See `Store.count`."""
     found = find(connection, name, analysis)
     chosen = make_filter(found, connection.dialect.name, where=where, search=search, tag=tag, bookmarked=bookmarked)
-    few = _fewest(connection, chosen)
+    if not chosen.conditions:  # counted when it was written
+        return connection.scalar(select(tables.analysis.c.num_features).filter_by(id=found.analysis_id)) or 0
+    few = fewest(connection, chosen)
     tests = " and ".join(["true", *(c.test for c in chosen.conditions if c is not few)]).format(f="f.")
     before, source = "", "feature f where"
     if few is not None:
-        before, source = f"with few as materialized ({few.indices})", _LOOKED_UP[connection.dialect.name]
+        before, source = f"with few as materialized ({few.indices})", LOOKED_UP[connection.dialect.name]
     statement = f"{before} select count(*) from {source} f.analysis_id = :analysis_id and {tests}"
     return connection.scalar(text(statement), chosen.values) or 0
 
@@ -92,13 +95,27 @@ def read_labels(
     connection: Connection, name: str | None, analysis: str | None, indices: Iterable[int]
 ) -> dict[int, str]:
     """See `Store.labels`."""
-    found, feature = find(connection, name, analysis), tables.feature
-    query = select(feature.c.feature_index, feature.c.label).where(feature.c.analysis_id == found.analysis_id)
     labels: dict[int, str] = {}
     for batch in in_batches(sorted(set(indices)), _FEW):
-        rows = connection.execute(query.where(feature.c.feature_index.in_(batch), feature.c.label.is_not(None)))
+        values = {"name": name, "analysis": analysis, "indices": batch}
+        statement = _labels_statement(name is not None, analysis is not None)
+        rows = connection.execute(statement, {key: value for key, value in values.items() if value is not None})
         labels |= {row.feature_index: row.label for row in rows}
+    if not labels:
+        find(connection, name, analysis)  # or it says in words what is missing
     return labels
+
+
+@cache
+def _labels_statement(dictionary_named: bool, analysis_named: bool) -> TextClause:
+    """Dictionary, analysis and labels in one: a page asks for this each time."""
+    dictionary = "name = :name" if dictionary_named else "(select count(*) from dictionary) = 1"
+    analysis = "name = :analysis" if analysis_named else "true"
+    statement = text(
+        "select feature_index, label from feature where label is not null and feature_index in :indices and analysis_id = "
+        f"(select max(id) from analysis where dictionary_id = (select id from dictionary where {dictionary}) and {analysis})"
+    )
+    return statement.bindparams(bindparam("indices", expanding=True))
 
 
 def value_of(feature: FeatureRecord, key: str) -> float | None:
@@ -109,7 +126,7 @@ def value_of(feature: FeatureRecord, key: str) -> float | None:
 
 
 @dataclass(frozen=True)
-class _Walk:
+class Walk:
     """A stretch of the sorted list: which features, in which order. `{f}` as in a `Condition`."""
 
     test: str
@@ -117,30 +134,30 @@ class _Walk:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-def _walks(column: str, *, descending: bool, cursor: Cursor | None) -> list[_Walk]:
+def walks(column: str, *, descending: bool, cursor: Cursor | None) -> list[Walk]:
     """The stretches of the list after the cursor."""
     value, index = f"{{f}}{column}", "{f}feature_index"
     beyond, direction = ("<", "desc") if descending else (">", "asc")
     if column == "feature_index":
         if cursor is None:
-            return [_Walk("true", f"{index} {direction}")]
-        return [_Walk(f"{index} {beyond} :last_index", f"{index} {direction}", {"last_index": cursor.index})]
+            return [Walk("true", f"{index} {direction}")]
+        return [Walk(f"{index} {beyond} :last_index", f"{index} {direction}", {"last_index": cursor.index})]
     by_value, missing = f"{value} {direction}, {index}", f"{value} is null"
     if cursor is None:
-        return [_Walk(f"{value} is not null", by_value), _Walk(missing, index)]
+        return [Walk(f"{value} is not null", by_value), Walk(missing, index)]
     same = {"last_index": cursor.index}
     if cursor.value is None:
-        return [_Walk(f"{missing} and {index} > :last_index", index, same)]
+        return [Walk(f"{missing} and {index} > :last_index", index, same)]
     last = {"last_value": cursor.value}
     return [
-        _Walk(f"{value} = :last_value and {index} > :last_index", index, last | same),
-        _Walk(f"{value} {beyond} :last_value", by_value, last),
-        _Walk(missing, index),
+        Walk(f"{value} = :last_value and {index} > :last_index", index, last | same),
+        Walk(f"{value} {beyond} :last_value", by_value, last),
+        Walk(missing, index),
     ]
 
 
 def _taken(
-    connection: Connection, chosen: Filter, few: Condition | None, column: str, walk: _Walk, most: int
+    connection: Connection, chosen: Filter, few: Condition | None, column: str, walk: Walk, most: int
 ) -> list[FeatureRecord]:
     """The first features of a walk that meet the conditions."""
     values = chosen.values | walk.values | {"most": most}
@@ -160,7 +177,7 @@ def _taken(
         return f"select f.feature_index from {source} f.analysis_id = :analysis_id and {conditions} order by {by}"
 
     if few is not None:
-        return ask(among(_LOOKED_UP[connection.dialect.name]), f"with few as materialized ({few.indices})")
+        return ask(among(LOOKED_UP[connection.dialect.name]), f"with few as materialized ({few.indices})")
     walked = "feature f where"
     if connection.dialect.name == "sqlite" and column != "feature_index":
         walked = f"feature f indexed by feature_by_{column} where"
@@ -179,7 +196,7 @@ def _taken(
     return found
 
 
-def _fewest(connection: Connection, chosen: Filter) -> Condition | None:
+def fewest(connection: Connection, chosen: Filter) -> Condition | None:
     """The condition that the fewest features meet, if they are few."""
     if not chosen.conditions:
         return None

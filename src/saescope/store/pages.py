@@ -45,6 +45,11 @@ with d as (
 _OF_FEATURE = "analysis_id = (select id from a) and {0}.feature_index between :first and :last"
 _OF_DICTIONARY = "dictionary_id = (select id from d) and {0}.feature_index between :first and :last"
 
+_BESIDE = (
+    "(select {0}(o.feature_index) from feature o "
+    "where o.analysis_id = f.analysis_id and o.feature_index {1} f.feature_index)"
+)
+
 _Parts = dict[str, tuple[str, list[str], str]]  # by kind: the feature's index, columns, where they come from
 
 
@@ -57,7 +62,12 @@ _PARTS: _Parts = {
     "analysis": ("0", _columns(tables.analysis, "a"), "a"),
     "feature": (
         "f.feature_index",
-        [*_columns(tables.feature, "f"), *(f"t.{name}" for name in DETAIL_COLUMNS)],
+        [
+            *_columns(tables.feature, "f"),
+            *(f"t.{name}" for name in DETAIL_COLUMNS),
+            _BESIDE.format("max", "<"),
+            _BESIDE.format("min", ">"),
+        ],
         "feature f join feature_detail t on t.analysis_id = f.analysis_id and t.feature_index = f.feature_index "
         f"where f.{_OF_FEATURE.format('f')}",
     ),
@@ -81,6 +91,7 @@ _PARTS: _Parts = {
 }
 _KINDS = tuple(_PARTS)
 _NAMES = {kind: [column.split(".")[1] for column in columns] for kind, (_, columns, _) in _PARTS.items()}
+_NAMES["feature"][-2:] = ["previous", "following"]
 
 
 def read_page(connection: Connection, name: str | None, index: int, analysis: str | None) -> FeaturePage:
@@ -142,6 +153,8 @@ def _read(
             tags=tuple(sorted(row["name"] for row in rows["tag"][index])),
             notes=tuple(map(read_note, _by_id(rows["note"][index]))),
             is_bookmarked=bool(rows["bookmark"][index]),
+            previous=feature["previous"],
+            following=feature["following"],
         )
 
 

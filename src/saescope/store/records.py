@@ -239,6 +239,18 @@ class Window:
             raise ValueError(
                 f"window {self.id} has {len(self.token_ids)} token ids but {len(self.token_ranges)} character ranges"
             )
+        if not self._lies_in_order():
+            self._say_what_is_wrong()
+
+    def _lies_in_order(self) -> bool:
+        """Whether each token begins where the one before ended, as nearly always: told without looking at each."""
+        if not self.token_ranges:
+            return not self.text
+        starts, ends = zip(*self.token_ranges, strict=True)
+        return starts == (0, *ends[:-1]) and ends[-1] == len(self.text) and sorted(ends) == list(ends) and ends[0] >= 0
+
+    def _say_what_is_wrong(self) -> None:
+        """Raises `ValueError` at the first token that is not where it may be; tokens may share characters."""
         before, length = 0, len(self.text)
         for place, (start, end) in enumerate(self.token_ranges):
             if not 0 <= start <= end <= length or start > before or end < before:
@@ -382,6 +394,9 @@ class FeaturePage:
     tags: tuple[str, ...] = ()
     notes: tuple[Note, ...] = ()
     is_bookmarked: bool = False
+    previous: int | None = None
+    following: int | None = None
+    """The analysed features before and after it, by index."""
 
     @property
     def examples(self) -> tuple[PageExample, ...]:
@@ -399,6 +414,16 @@ class FeaturePage:
     def negatives(self, kind: str) -> tuple[PageExample, ...]:
         """Windows in which it is silent: a "near_miss" or a "silent" one."""
         return tuple(example for example in self.all_examples if example.negative == kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureMarks:
+    """What people and language models added to a feature, as short as a row of a list has room for."""
+
+    tags: tuple[str, ...] = ()
+    is_bookmarked: bool = False
+    explanation: Explanation | None = None
+    """The one with the best score; where none has a score, the last."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,7 @@ from saescope.store.records import (
 )
 from saescope.store.texts import (
     are_float32,
+    from_json,
     nearest_float32,
     now,
     pack_edges,
@@ -173,7 +174,7 @@ def _shortened(values: list[float]) -> tuple[list[float], int]:
 
 
 def read_detail(row: ReadRow) -> FeatureDetail:
-    told = {name: json.loads(row[name]) for name in DETAILS}
+    told = {name: from_json(row[name]) for name in DETAILS}
     for name, flag in _FLOAT32.items():
         if row[flag]:
             pairs = [pair for some in told[name].values() for pair in some] if name == "neighbours" else told[name]
@@ -226,8 +227,8 @@ def read_window(row: ReadRow) -> Window:
         id=row["window_id"],
         document=row["document"],
         offset=row["document_offset"],
-        text=json.loads(row["text"]),
-        token_ids=tuple(json.loads(row["token_ids"])),
+        text=from_json(row["text"]),
+        token_ids=tuple(from_json(row["token_ids"])),
         token_ranges=unpack_ranges(row["token_ranges"]),
     )
 
@@ -253,7 +254,7 @@ def example_row(analysis_id: int, number: int, example: Example) -> tuple[Any, .
 
 def read_example(row: ReadRow, window: Window) -> PageExample:
     activations = [0.0] * len(window.token_ids)
-    for position, value in zip(json.loads(row["positions"]), unpack_float32(row["activations"]), strict=True):
+    for position, value in zip(from_json(row["positions"]), unpack_float32(row["activations"]), strict=True):
         activations[position] = value
     names = ("peak", "activation", "num_copies", "top_rank", "quantile_band", "width_band", "negative")
     return PageExample(window=window, activations=tuple(activations), **{name: row[name] for name in names})

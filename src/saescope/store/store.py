@@ -20,6 +20,7 @@ from saescope.store.records import (
     Explanation,
     Feature,
     FeatureList,
+    FeatureMarks,
     FeaturePage,
     FeatureRecord,
     Note,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from saescope.store.embeddings import Embed
     from saescope.store.filters import Bounds
+    from saescope.store.map_points import MapPoints
 
 
 class Store:
@@ -180,8 +182,8 @@ class Store:
                 this number come last, in both directions; equal ones go by index.
             limit: features on a page.
             after: the `next` of the page before, which was sorted in the same way.
-            where: by the same keys the lowest and the highest value, both included; None for no bound. Features
-                without a value are left out where there is a bound.
+            where: by the same keys, or "explanation_score" (the best among its explanations), the lowest and the highest
+                value, both included; None for no bound. Features without a value are left out where there is a bound.
             search: words, each of which must begin a word of the label, of an explanation or of a token on which one of
                 the top examples fires.
             tag: only features with this tag.
@@ -225,6 +227,48 @@ class Store:
                 connection, name, analysis, where=where or {}, search=search, tag=tag, bookmarked=bookmarked
             )
 
+    def order(
+        self,
+        name: str | None = None,
+        *,
+        analysis: str | None = None,
+        sort: str = "density",
+        descending: bool = True,
+        where: Mapping[str, Bounds] | None = None,
+        search: str | None = None,
+        tag: str | None = None,
+        bookmarked: bool = False,
+    ) -> list[int]:
+        """The indices of all features that `features` would give page after page, in the same order."""
+        from saescope.store.ordering import read_order
+
+        with self._reading() as connection:
+            return read_order(
+                connection,
+                name,
+                analysis,
+                sort=sort,
+                descending=descending,
+                where=where or {},
+                search=search,
+                tag=tag,
+                bookmarked=bookmarked,
+            )
+
+    def records(self, name: str | None, indices: Iterable[int], *, analysis: str | None = None) -> list[FeatureRecord]:
+        """Some features, in the order of `indices`. Raises `ValueError` for one that was not analysed."""
+        from saescope.store.ordering import read_records
+
+        with self._reading() as connection:
+            return read_records(connection, name, analysis, indices)
+
+    def draw(self, name: str | None = None, *, analysis: str | None = None) -> int:
+        """The index of a feature drawn by lot, each with the same chance. Raises `ValueError` where there is none."""
+        from saescope.store.ordering import draw_index
+
+        with self._reading() as connection:
+            return draw_index(connection, name, analysis)
+
     def page(self, name: str | None, index: int, *, analysis: str | None = None) -> FeaturePage:
         """One feature with everything that its page shows, in one statement and one round trip.
 
@@ -247,6 +291,13 @@ class Store:
 
         with self._reading() as connection:
             yield from read_pages(connection, name, analysis, indices)
+
+    def map_points(self, name: str | None = None, *, analysis: str | None = None) -> MapPoints:
+        """All features of an analysis that have a place on its map, as columns of numpy; none where no map was made."""
+        from saescope.store.map_points import read_map_points
+
+        with self._reading() as connection:
+            return read_map_points(connection, name, analysis)
 
     def summary(self, name: str | None = None, *, analysis: str | None = None) -> Summary:
         """An analysis at a glance: how many features are dead or dense, quantiles, evaluations."""
@@ -347,6 +398,13 @@ class Store:
             remarks.add_remarks(
                 connection, name, explanations=explanations, tags=tags, notes=notes, bookmarks=bookmarks
             )
+
+    def marks(self, name: str | None, indices: Iterable[int]) -> dict[int, FeatureMarks]:
+        """Tags, bookmarks and the best explanations of some features, by index, those that have any."""
+        from saescope.store.marks import read_marks
+
+        with self._reading() as connection:
+            return read_marks(connection, name, indices)
 
     def labels(self, name: str | None, indices: Iterable[int], *, analysis: str | None = None) -> dict[int, str]:
         """The labels of some features, those that have one, by index."""

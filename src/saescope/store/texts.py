@@ -20,6 +20,9 @@ _FLOAT32_MAX = 3.4028234663852886e38
 _QUARTERS = (1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)  # 2 ** (i / 4), nearest float64
 
 
+_scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
+
+
 def now() -> str:
     """This second in UTC, as the store writes times."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -49,6 +52,15 @@ def to_json(value: Mapping[str, Any] | Sequence[Any] | str, what: str) -> str:
     return text if _holdable(text) else json.dumps(value, separators=(",", ":"))
 
 
+def from_json(text: str) -> Any:
+    """`json.loads` of compact JSON, in a third of the time where the text is short; a page has hundreds of them."""
+    try:
+        value, end = _scan(text, 0)
+    except StopIteration:
+        end = -1
+    return value if end == len(text) else json.loads(text)
+
+
 def pack_float32(values: Sequence[float], what: str) -> str:
     """A JSON list of the shortest numbers that read back as the same float32 values."""
     import numpy as np
@@ -60,7 +72,7 @@ def pack_float32(values: Sequence[float], what: str) -> str:
 
 def unpack_float32(text: str) -> list[float]:
     """The way back: float64 numbers that are exactly those float32 values."""
-    return nearest_float32(json.loads(text))
+    return nearest_float32(from_json(text))
 
 
 def nearest_float32(values: Iterable[float]) -> list[float]:
@@ -95,8 +107,8 @@ def pack_ranges(ranges: Sequence[tuple[int, int]]) -> str:
 def unpack_ranges(text: str) -> tuple[tuple[int, int], ...]:
     """The way back."""
     if "[" not in text[1:]:  # nearly always
-        ends = list(accumulate(json.loads(text)))
-        return tuple(zip([0, *ends[:-1]], ends, strict=True)) if ends else ()
+        ends = tuple(accumulate(from_json(text)))
+        return tuple(zip((0, *ends), ends, strict=False))
     ranges, before = [], 0
     for part in json.loads(text):
         start, end = (before, before + part) if isinstance(part, int) else part

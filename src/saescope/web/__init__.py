@@ -1,17 +1,23 @@
-"""Pages about features. So far one: `write_report`, a single HTML file that opens anywhere."""
+"""Pages about features: `create_app`, a web application over a store, and `write_report`, one HTML file that opens anywhere."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["write_report"]
+__all__ = ["create_app", "write_report"]
 
 if TYPE_CHECKING:
+    from saescope.web.app import create_app
     from saescope.web.report import write_report
 
 
 def __getattr__(name: str) -> Any:
-    if name == "write_report":  # imported on first use: the command line borrows `numbers` and needs no templates
+    # imported on first use: the command line borrows `numbers` and needs neither templates nor a server
+    if name == "create_app":
+        from saescope.web.app import create_app
+
+        return create_app
+    if name == "write_report":
         from saescope.web.report import write_report
 
         return write_report

@@ -84,16 +84,14 @@ _BLANKS = re.compile(
 
 def visible(text: str) -> Markup:
     """Token text as HTML in which spaces, tabs and line ends can be seen, and are still copied as what they are."""
-    parts, at = [], 0
-    for blank in _BLANKS.finditer(text):
-        parts.append(escape(text[at : blank.start()]))
-        if blank["control"]:
-            code = ord(blank[0])
-            parts.append(Markup('<i class="c">{}</i>').format(f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"))
-        else:
-            parts.append(Markup('<i class="{}">{}</i>').format(blank.lastgroup[0] if blank.lastgroup else "", blank[0]))
-        at = blank.end()
-    return Markup("").join([*parts, escape(text[at:])])
+    return Markup(_BLANKS.sub(_drawn, str(escape(text))))  # escaping neither takes nor adds a blank
+
+
+def _drawn(blank: re.Match[str]) -> str:
+    if blank["control"]:
+        code = ord(blank[0])
+        return f'<i class="c">\\x{code:02x}</i>' if code < 256 else f'<i class="c">\\u{code:04x}</i>'
+    return f'<i class="{blank.lastgroup[0] if blank.lastgroup else ""}">{blank[0]}</i>'
 
 
 @dataclass(frozen=True, kw_only=True)

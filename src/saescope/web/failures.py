@@ -43,6 +43,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         401: "The server wants its token.",
         403: "The request comes from another site, or the store can only be read.",
         404: "There is nothing of this name or number.",
+        405: "The address is for another method.",
         408: "The request took too long to arrive.",
         413: "The request is too large.",
         421: "The server is not called by this name.",
@@ -53,6 +54,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 """For the description of the API."""
 
 _RETRY_SECONDS = 2
+_LONGEST = 2000  # characters of a message: an address or a name in it may be very long
 
 
 def install(app: FastAPI) -> None:
@@ -60,13 +62,15 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
-        words = error.detail if error.detail and error.detail != HTTPStatus(error.status_code).phrase else None
-        if words is None:
-            words = (
-                f"there is no page {request.url.path}"
-                if error.status_code == 404
-                else HTTPStatus(error.status_code).phrase
-            )
+        words, phrase = error.detail, HTTPStatus(error.status_code).phrase
+        if words in ("", None, phrase):
+            words = phrase
+            if error.status_code == 404:
+                words = f"there is no page {request.scope['path']}"
+            elif error.status_code == 405:
+                words = (
+                    f"this address takes {(error.headers or {}).get('Allow', 'other methods')}, not {request.method}"
+                )
         return refusal(request.scope, error.status_code, words, error.headers)
 
     @app.exception_handler(RequestValidationError)
@@ -94,19 +98,30 @@ def install(app: FastAPI) -> None:
     async def _read_only(request: Request, error: PermissionError) -> Response:
         return refusal(request.scope, 403, str(error))
 
+    @app.exception_handler(UnicodeError)
+    async def _no_text(request: Request, error: UnicodeError) -> Response:
+        return refusal(request.scope, 422, "a text in the request has half of a character in it, which can not be kept")
+
     @app.exception_handler(ValueError)
     async def _refused(request: Request, error: ValueError) -> Response:
         return refusal(request.scope, 422, str(error))
 
-    @app.exception_handler(Exception)
-    async def _unforeseen(request: Request, error: Exception) -> Response:
-        _LOG.error("%s failed", request.url.path, exc_info=error)
-        return refusal(request.scope, 500, "the server made a mistake; its log says more")
+
+def mistake(scope: Mapping[str, Any], error: Exception) -> Response:
+    """The answer to what nobody foresaw; the log has the whole of it."""
+    _LOG.error("%s failed", scope["path"], exc_info=error)
+    return refusal(scope, 500, "the server made a mistake; its log says more")
+
+
+def is_api(path: str) -> bool:
+    """Whether programs ask for this path, and get JSON."""
+    return path == "/api" or path.startswith("/api/")
 
 
 def refusal(scope: Mapping[str, Any], status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
     """The answer to a request that can not be met: JSON under ``/api``, a page elsewhere."""
-    if scope["path"].startswith("/api"):
+    message = message[:_LONGEST].encode(errors="backslashreplace").decode()  # what was sent may be no text at all
+    if is_api(scope["path"]):
         shape = ErrorShape(error=ErrorWords(status=status, message=message))
         return JSONResponse(shape.model_dump(), status, headers=dict(headers or {}))
     from saescope.web.site import error_page

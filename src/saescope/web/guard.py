@@ -4,28 +4,35 @@ Written as plain ASGI, so that it also guards the body while it arrives and touc
 
 - Without a token only this machine is served: a request that names another host is refused, since a web page elsewhere
   could have let its own name point here.
-- With a token nothing is served without it. It comes once in the address (``?token=``), as a header (``Authorization:
-  Bearer``), or as the cookie that the first request sets; it is compared in constant time.
-- What changes or computes something must come from a page of this server: a browser says where a request comes from.
+- With a token nothing but the files for the browser is served without it (see `saescope.web.access`).
+- What changes or computes something must come from a page of this server, and so must what a page loads: a browser says
+  where a request comes from. Pages elsewhere may link to here.
 - A body has a largest size and a time in which it must be there.
+- Every answer, errors included, carries the headers that bind the browser.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
+import re
+import string
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from saescope.web.failures import refusal
+from saescope.web.access import Secret, without_token
+from saescope.web.failures import is_api, mistake, refusal
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1", "[::1]"})
-_COOKIE = "saescope_token"
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_FOR_BROWSERS = (
+    "/static/",
+    "/favicon.ico",
+)  # parts of the package and no secret; the page that asks for a token has them
+_FRAMED = re.compile(
+    r"/d/.+/f/\d+", re.DOTALL
+)  # the one page made to stand in others, without anything to press that changes
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src-elem 'self'; style-src-attr 'unsafe-inline'; "
     "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'self'"
@@ -39,7 +46,7 @@ class Limits:
 
     body_bytes: int = 256 * 1024
     body_seconds: float = 20.0
-    """From the first to the last byte of a body."""
+    """In which all of a body must be there, from when it is asked for."""
     prompt_characters: int = 20_000
     new_tokens: int = 256
     """That steering may write."""
@@ -50,133 +57,180 @@ class Guard:
 
     def __init__(self, app: ASGIApp, *, token: str | None, hosts: frozenset[str] | None, limits: Limits) -> None:
         """Args: hosts: names by which the server may be called; None for any."""
-        self._app, self._token, self._hosts, self._limits = app, token, hosts, limits
+        self._app, self._hosts, self._limits = app, hosts, limits
+        self._secret = None if token is None else Secret(token)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
-        send = _with_headers(send, embeddable="embed=1" in scope.get("query_string", b"").decode("latin-1").split("&"))
-        refused = self._refused(scope, headers)
-        if refused is not None:
-            await refusal(scope, *refused)(scope, receive, send)
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})  # there is nothing of that kind here
             return
-        if self._token is not None:
-            given, rest = _token_in_query(scope)
-            if given is not None and scope["method"] in _SAFE:  # keep it out of the address bar, history and links
-                target = (scope["path"] or "/") if scope["path"].startswith("/") else "/"
-                address = "/" + target.lstrip("/\\")  # never another host
-                await _redirect(send, address + (f"?{rest}" if rest else ""), self._cookie(scope))
-                return
-        try:
-            await self._app(scope, self._measured(receive, headers), send)
-        except _TooMuchError as error:
-            await refusal(scope, error.status, str(error))(scope, receive, send)
+        tokens: list[str] = []
+        if (
+            self._secret is not None
+        ):  # taken out of the scope itself, which the server's log of requests is written from
+            tokens, scope["query_string"] = without_token(scope.get("query_string", b""))
+        headers = _headers(scope)
+        answer = _Answer(send, scope)
+        refused = self._refused(scope, headers, tokens)
+        if refused is not None:
+            await refusal(scope, *refused)(scope, receive, answer)
+        elif self._secret is not None and tokens and scope["method"] in ("GET", "HEAD") and not is_api(scope["path"]):
+            # keep it out of the address bar, the history and links
+            await _redirect(answer, _same_address(scope), self._secret.cookie(secure=scope.get("scheme") == "https"))
+        else:
+            await self._answer(scope, receive, answer)
 
-    def _refused(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
+    async def _answer(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        body = _Body(receive, self._limits)
+
+        async def send(message: Message) -> None:
+            if body.refused is None or answer.has_started:  # else what the application makes of half a body is not sent
+                await answer(message)
+
+        as_get = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        try:
+            await self._app(as_get, body, send)
+        except Exception as error:
+            if answer.has_started:
+                raise
+            if body.refused is None:
+                await mistake(scope, error)(scope, receive, answer)
+        if body.refused is not None and not answer.has_started:
+            await refusal(scope, *body.refused)(scope, receive, answer)
+
+    def _refused(
+        self, scope: Scope, headers: dict[str, str], tokens: list[str]
+    ) -> tuple[int, str, dict[str, str]] | None:
         host = _host_of(headers.get("host", ""))
         if self._hosts is not None and host not in self._hosts:
-            return 421, (
+            return _refusal(
+                421,
                 f"this server answers to {', '.join(sorted(self._hosts))}, not to {host!r}; "
-                "start it with --host and --token to serve others"
+                "start it with --host and --token to serve others",
             )
-        if self._token is not None and not self._knows_token(scope, headers):
-            return 401, "this server wants its token: open the address with ?token=... that it printed when it started"
-        if scope["method"] not in _SAFE and not _same_origin(headers):
-            return (
+        is_open = scope["method"] in _SAFE and scope["path"].startswith(_FOR_BROWSERS)
+        if self._secret is not None and not is_open and not self._secret.is_known(headers, tokens):
+            return _refusal(
+                401,
+                "this server wants its token: open the address with ?token=... that it printed when it started",
+                {"WWW-Authenticate": 'Bearer realm="saescope"'},
+            )
+        if not _may_come(scope["method"], headers):
+            return _refusal(
                 403,
-                "only pages of this server may change or compute something; this request comes from another site",
+                "only pages of this server may load, change or compute something; this request comes from another site",
             )
         length = headers.get("content-length", "0")
-        if not length.isdigit():
-            return 400, "Content-Length is no number"
-        if int(length) > self._limits.body_bytes:
-            return 413, self._too_large
+        if not (length.isascii() and length.isdigit()):
+            return _refusal(400, "Content-Length is no number")
+        if len(length) > 18 or int(length) > self._limits.body_bytes:
+            return _refusal(*_too_large(self._limits))
         return None
 
-    @property
-    def _too_large(self) -> str:
-        return f"the request is larger than {self._limits.body_bytes:,} bytes, the most that is read"
 
-    def _knows_token(self, scope: Scope, headers: dict[str, str]) -> bool:
-        assert self._token is not None
-        scheme, _, credential = headers.get("authorization", "").partition(" ")
-        given = [_token_in_query(scope)[0], credential if scheme.lower() == "bearer" else None]
-        wanted = self._token.encode()
-        if any(hmac.compare_digest(each.encode(errors="replace"), wanted) for each in given if each is not None):
-            return True
+class _Body:
+    """The body as it arrives, refused when it becomes too large or takes too long."""
+
+    def __init__(self, receive: Receive, limits: Limits) -> None:
+        self._receive, self._limits = receive, limits
+        self._read, self._ended = 0, False
+        self._deadline: float | None = None
+        self.refused: tuple[int, str, dict[str, str]] | None = None
+
+    async def __call__(self) -> Message:
+        if self._ended:
+            return await self._receive()  # only to learn that the client has left
+        if self._deadline is None:
+            self._deadline = asyncio.get_running_loop().time() + self._limits.body_seconds
         try:
-            morsel = SimpleCookie(headers.get("cookie", "")).get(_COOKIE)
-        except CookieError:
-            return False
-        return morsel is not None and hmac.compare_digest(
-            morsel.value.encode(errors="replace"), _digest(self._token).encode()
-        )
-
-    def _cookie(self, scope: Scope) -> str:
-        assert self._token is not None
-        secure = "; Secure" if scope.get("scheme") == "https" else ""
-        return f"{_COOKIE}={_digest(self._token)}; Path=/; HttpOnly; SameSite=Strict{secure}"
-
-    def _measured(self, receive: Receive, headers: dict[str, str]) -> Receive:
-        """The body as it arrives, refused when it becomes too large or takes too long."""
-        read, ended, deadline = 0, False, None
-
-        async def measured() -> Message:
-            nonlocal read, ended, deadline
-            if ended:
-                return await receive()  # only to learn that the client has left
-            loop = asyncio.get_running_loop()
-            deadline = deadline or loop.time() + self._limits.body_seconds
-            try:
-                async with asyncio.timeout_at(deadline):
-                    message = await receive()
-            except TimeoutError:
-                raise _TooMuchError(
-                    408, f"the request was not complete after {self._limits.body_seconds:g} s"
-                ) from None
-            if message["type"] == "http.request":
-                read += len(message.get("body", b""))
-                ended = not message.get("more_body", False)
-                if read > self._limits.body_bytes:
-                    raise _TooMuchError(413, self._too_large)
-            return message
-
-        return measured
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError:
+            words = f"the request was not complete after {self._limits.body_seconds:g} s"
+            self.refused = _refusal(408, words, {"Connection": "close"})
+            raise _BodyRefusedError from None
+        if message["type"] == "http.request":
+            self._read += len(message.get("body", b""))
+            self._ended = not message.get("more_body", False)
+            if self._read > self._limits.body_bytes:
+                self.refused = _refusal(*_too_large(self._limits))
+                raise _BodyRefusedError
+        return message
 
 
-class _TooMuchError(Exception):
-    def __init__(self, status: int, words: str) -> None:
-        super().__init__(words)
-        self.status = status
+class _BodyRefusedError(Exception):
+    """Ends the reading of a body; what is answered does not depend on who catches it."""
 
 
-def _digest(token: str) -> str:
-    """What the cookie holds: it proves the token and does not tell it."""
-    return hashlib.sha256(b"saescope cookie " + token.encode()).hexdigest()
+class _Answer:
+    """The way out: adds the headers, and leaves out the content where only the head was asked for."""
+
+    def __init__(self, send: Send, scope: Scope) -> None:
+        self._send, self._is_head = send, scope["method"] == "HEAD"
+        query = parse_qsl(scope.get("query_string", b"").decode("latin-1"))
+        can_be_framed = bool(_FRAMED.fullmatch(scope["path"])) and [v for k, v in query if k == "embed"] == ["1"]
+        self._added = [
+            (b"content-security-policy", f"{POLICY}{'' if can_be_framed else '; frame-ancestors ' + _SELF}".encode()),
+            (b"x-content-type-options", b"nosniff"),
+            (b"referrer-policy", b"same-origin"),
+            (b"cross-origin-opener-policy", b"same-origin"),
+            (b"cross-origin-resource-policy", b"same-origin"),
+        ]
+        self.has_started = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.has_started = True
+            headers = [*message.get("headers", []), *self._added]
+            if all(name.lower() != b"cache-control" for name, _ in headers):
+                headers.append((b"cache-control", b"private, no-cache"))  # no proxy keeps what only some may see
+            message = {**message, "headers": headers}
+        elif self._is_head:
+            message = {**message, "body": b""}
+        await self._send(message)
+
+
+_SELF = "'self'"
+
+
+def _refusal(status: int, words: str, headers: dict[str, str] | None = None) -> tuple[int, str, dict[str, str]]:
+    return status, words, headers or {}
+
+
+def _too_large(limits: Limits) -> tuple[int, str]:
+    return 413, f"the request is larger than {limits.body_bytes:,} bytes, the most that is read"
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    """By name in small letters. One that came twice is both in one text, and so is no known host, origin or number."""
+    together: dict[str, str] = {}
+    for raw, content in scope["headers"]:
+        name, value = raw.decode("latin-1").lower(), content.decode("latin-1")
+        between = "; " if name == "cookie" else ", "
+        together[name] = f"{together[name]}{between}{value}" if name in together else value
+    return together
 
 
 def _host_of(header: str) -> str:
     try:
-        return (urlsplit(f"//{header}").hostname or "").lower()
+        return (urlsplit(f"//{header}").hostname or "").lower() if "@" not in header else ""
     except ValueError:
         return ""
 
 
-def _token_in_query(scope: Scope) -> tuple[str | None, str]:
-    """The token in the address, and the query without it."""
-    pairs = parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
-    token = next((value for key, value in pairs if key == "token"), None)
-    return token, urlencode([pair for pair in pairs if pair[0] != "token"])
-
-
-def _same_origin(headers: dict[str, str]) -> bool:
-    """Whether a browser says that a page of this server asks; a program that says nothing is no browser."""
-    site = headers.get("sec-fetch-site")
-    if site is not None and site not in ("same-origin", "none"):
+def _may_come(method: str, headers: dict[str, str]) -> bool:
+    """Whether a browser says that a page of this server asks, or a person who follows a link; a program that says nothing
+    is no browser."""
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site == "same-origin":
+        return True
+    if method in _SAFE:
+        return site in (None, "none") or headers.get("sec-fetch-mode") in (None, "navigate")
+    if site not in (None, "none"):
         return False
-    origin = headers.get("origin")
     if origin is None:
         return True
     try:
@@ -186,29 +240,18 @@ def _same_origin(headers: dict[str, str]) -> bool:
     return parts.netloc.lower() == headers.get("host", "").lower() and bool(parts.netloc)
 
 
-def _with_headers(send: Send, *, embeddable: bool) -> Send:
-    policy = POLICY if embeddable else f"{POLICY}; frame-ancestors 'self'"
-    added = [
-        (b"content-security-policy", policy.encode()),
-        (b"x-content-type-options", b"nosniff"),
-        (b"referrer-policy", b"same-origin"),
-        (b"cross-origin-opener-policy", b"same-origin"),
-        (b"cross-origin-resource-policy", b"same-origin"),
-    ]
-
-    async def sending(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message.get("headers", []), *added]}
-        await send(message)
-
-    return sending
+def _same_address(scope: Scope) -> str:
+    """The address that was asked for, on this host whatever it holds."""
+    raw = scope.get("raw_path") or quote(scope["path"]).encode()
+    path = "/" + raw.partition(b"?")[0].decode("latin-1").lstrip("/\\")
+    query = scope["query_string"].decode("latin-1")
+    printable = "".join(sign for sign in string.punctuation if sign not in '"<>\\^`{|}')
+    return quote(path + (f"?{query}" if query else ""), safe=printable, encoding="latin-1")
 
 
 async def _redirect(send: Send, target: str, cookie: str) -> None:
-    from urllib.parse import quote
-
     headers = [
-        (b"location", quote(target, safe="/?&=%+:,;@!$'()*~").encode()),
+        (b"location", target.encode()),
         (b"set-cookie", cookie.encode()),
         (b"content-length", b"0"),
         (b"cache-control", b"no-store"),

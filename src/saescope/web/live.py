@@ -6,7 +6,7 @@ A `Live` object is made by ``saescope.web.network`` (which needs torch), or by a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -58,16 +58,30 @@ class Reading:
 class Live(Protocol):
     """The networks behind dictionaries. Methods may be called from any thread, and block."""
 
-    def absent(self, name: str) -> str | None:
-        """Why texts can not be tried on this dictionary, in a sentence that says what to do; None where they can."""
+    def absent(self, name: str, *, steering: bool = False) -> str | None:
+        """Why texts can not be tried on this dictionary, in a sentence that says what to do; None where they can.
+
+        With `steering`, why nothing can be written under changes of it, which asks more of its model. Answered at once.
+        """
 
     def state(self, name: str) -> dict[str, Any]:
         """``{"state": "cold" | "loading" | "ready" | "failed", "words": ..., "num_waiting": int}``, at once."""
 
     def read_text(
-        self, name: str, text: str, *, feature: int | None = None, num_per_token: int = 5, analysis: str | None = None
+        self,
+        name: str,
+        text: str,
+        *,
+        feature: int | None = None,
+        num_per_token: int = 5,
+        apart: Collection[int] = (),
+        analysis: str | None = None,
     ) -> Reading:
         """The features of a text, of all of them the strongest, or of one. Loads the model if it is not there yet.
+
+        Args:
+            num_per_token: how many a piece names.
+            apart: features that are ranked by themselves, so that the lists hold as many of these and as many of the others.
 
         Raises:
             NoModelError, BusyError; ValueError: the text is too long for the model, or has no token.
@@ -86,10 +100,12 @@ class Live(Protocol):
     ) -> Iterator[dict[str, Any]]:
         """Steered and plain continuation, step by step.
 
-        What is wrong with the arguments is raised at once. Each step is ``{"plain": TOKEN | None, "steered": TOKEN |
-        None}``, where a TOKEN is ``{"text": all that was written so far, "log_probability", "is_last"}``, and of the steered
-        text also ``"kl"`` (in nats, to the plain model, at this token) and ``"log_probability_plain"``. The last item is
-        ``{"done": {"kl_per_token", "perplexity_plain", "perplexity_steered", "num_tokens"}}``.
+        What can be known to be wrong with the arguments before the model is there is raised at once, the rest on the way.
+        Each step is ``{"plain": TOKEN | None, "steered": TOKEN | None}``, where a TOKEN is ``{"text": all that was written
+        so far, "log_probability", "is_last"}``, and of the steered text also ``"kl"`` (in nats, to the plain model, at this
+        token) and ``"log_probability_plain"``. Between them may come ``{"state": ...}``, as :meth:`state`. The last item is
+        ``{"done": {"kl_per_token", "perplexity_plain", "perplexity_steered", "num_tokens"}}``; numbers that are not finite
+        are None. Closing the iterator frees the model.
         """
 
     def match(self, a: str, b: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ def environment() -> Environment:
         loader=PackageLoader("saescope.web"),
         autoescape=True,
         undefined=StrictUndefined,
+        auto_reload=False,  # the files of a package do not change
         trim_blocks=True,
         lstrip_blocks=True,
     )

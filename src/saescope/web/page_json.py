@@ -27,6 +27,8 @@ def page_as_json(page: FeaturePage) -> dict[str, Any]:
         "notes": [asdict(note) for note in page.notes],
         "tags": list(page.tags),
         "is_bookmarked": page.is_bookmarked,
+        "previous": page.previous,
+        "following": page.following,
     }
 
 

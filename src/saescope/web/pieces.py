@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from saescope.store.records import PageExample
+from saescope.store.records import PageExample, Span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +25,20 @@ class Piece:
 
 def pieces(example: PageExample) -> tuple[Piece, ...]:
     """The whole window of an example in pieces, in order; together they are its text."""
-    return tuple(
-        Piece(
-            text=span.text,
-            tokens=span.tokens,
-            activation=max((example.activations[position] for position in span.tokens), key=abs),
-            is_peak=example.peak in span.tokens,
-        )
-        for span in example.window.spans
+    return tuple(_piece(example, span) for span in example.window.spans)
+
+
+def _piece(example: PageExample, span: Span) -> Piece:
+    first = span.tokens.start
+    return Piece(
+        text=span.text,
+        tokens=span.tokens,
+        activation=(
+            example.activations[first]
+            if len(span.tokens) == 1
+            else max((example.activations[position] for position in span.tokens), key=abs)
+        ),
+        is_peak=example.peak in span.tokens,
     )
 
 
@@ -52,13 +58,14 @@ def surroundings(example: PageExample, before: int | None, after: int | None) ->
     """So many tokens on either side of the peak, None being all; a piece of which one token is wanted is kept whole."""
     start = 0 if before is None else example.peak - before
     end = len(example.activations) if after is None else example.peak + after + 1
-    every = pieces(example)
-    kept = [piece for piece in every if piece.tokens.start < end and piece.tokens.stop > start]
+    every = example.window.spans
+    wanted = [span for span in every if span.tokens.start < end and span.tokens.stop > start]
+    kept = [_piece(example, span) for span in wanted]
     at = next(place for place, piece in enumerate(kept) if piece.is_peak)
     return Surroundings(
         before=tuple(kept[:at]),
         peak=kept[at],
         after=tuple(kept[at + 1 :]),
-        more_before=kept[0] is not every[0],
-        more_after=kept[-1] is not every[-1],
+        more_before=wanted[0] is not every[0],
+        more_after=wanted[-1] is not every[-1],
     )
