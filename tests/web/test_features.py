@@ -347,6 +347,7 @@ def test_numbers_too_large_for_a_database_are_bounds_like_others(ask: Any, recor
     assert len(_order(ask, "?max_index=1e300&min_num_firings=-1e300")) == len(records)
     for query in ("index=-1", f"index={2**40}", "", "index=a", "&".join(["index=1"] * 501)):
         assert ask.get(f"{API}/rows?{query}").status_code == 422, query
+    assert ask.get(f"{API}?analysis=%00").status_code == ask.get(f"{API}/rows?index=1&analysis=%00").status_code == 422
 
 
 def test_a_search_without_a_word_keeps_the_form(ask: Any) -> None:

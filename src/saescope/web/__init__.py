@@ -1,4 +1,4 @@
-"""Pages about features: `create_app`, a web application over a store, and `write_report`, one HTML file that opens anywhere."""
+"""Pages about features: `create_app`, a web application over a store, and `write_report`, one HTML file that opens alone."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from saescope.store import (
     StoreFailedError,
 )
 from saescope.web import columns
-from saescope.web.list_query import MOST_ROWS, FeaturesQuery, OrderQuery, WhichFeatures
+from saescope.web.list_query import MOST_ROWS, FeaturesQuery, Name, OrderQuery, WhichFeatures
 from saescope.web.list_rows import NO_MARKS, Row, row_as_html, row_as_json
 from saescope.web.live import BusyError
 from saescope.web.site import Links, Site
@@ -288,13 +288,13 @@ def routes(site: Site) -> APIRouter:
     def rows(
         name: str,
         index: Annotated[list[Annotated[int, Query(ge=0, lt=2**31)]], Query(min_length=1, max_length=MOST_INDICES)],
-        analysis: Annotated[str | None, Query(max_length=1000)] = None,
+        analysis: Annotated[Name, Query()] = None,
     ) -> JSONResponse:
         found = lists.rows(name, index, analysis)
         return JSONResponse({"features": [row_as_json(row) for row in found]})
 
     @router.get("/api/d/{name:path}", tags=["features"], summary="A dictionary at a glance")
-    def summary(name: str, analysis: Annotated[str | None, Query(max_length=1000)] = None) -> JSONResponse:
+    def summary(name: str, analysis: Annotated[Name, Query()] = None) -> JSONResponse:
         return JSONResponse(asdict(summaries.get(name, analysis)))
 
     return router
