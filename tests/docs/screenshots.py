@@ -66,7 +66,7 @@ def pages(feature: int) -> dict[str, tuple[str, Callable[[Any], None]]]:
     def tried(page: Any) -> None:
         page.get_by_role("textbox").first.fill(TEXT)
         page.keyboard.press("Control+Enter")
-        page.locator("sae-try .on").first.wait_for(timeout=60_000)
+        page.locator("[data-tokens] [role=option]").first.wait_for(timeout=60_000)
 
     def steered(page: Any) -> None:
         page.get_by_role("button", name="Steer", exact=True).click()

@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from saescope.store import Store
+    from saescope.web.spread import Readers
 
 
 def serve(
@@ -38,6 +39,12 @@ def serve(
     token: Annotated[
         str | None, typer.Option(help="What requests must know. \\[default: made up, if others can reach the server]")
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=64, help="Processes that draw pages beside this one. \\[default: one per core, at most 4]"
+        ),
+    ] = None,
     no_models: Annotated[bool, typer.Option("--no-models", help="Only show; texts can not be tried.")] = False,
     embedder: Annotated[
         str | None,
@@ -47,6 +54,7 @@ def serve(
     ] = None,
 ) -> None:
     """Browse, search, try and steer features in the browser, from this machine alone."""
+    import os
     import secrets
     from contextlib import ExitStack
     from urllib.parse import quote
@@ -76,8 +84,17 @@ def serve(
             live = _networks(opened, model, dictionary)
             stack.callback(live.close)
         embed = _embedder(opened, embedder)
+        readers = _readers(store, min(4, os.cpu_count() or 1) if processes is None else processes)
+        if readers is not None:
+            stack.callback(readers.close)
         app = create_app(
-            opened, live=live, run_folders=runs or (), token=token, embedder=embedder if embed else None, embed=embed
+            opened,
+            live=live,
+            run_folders=runs or (),
+            token=token,
+            embedder=embedder if embed else None,
+            embed=embed,
+            readers=readers,
         )
         address = address_of(place) + (f"?token={quote(token, safe='')}" if token else "")
         run_server(
@@ -86,6 +103,12 @@ def serve(
             ready=lambda: typer.echo(f"{address} (Ctrl+C stops)"),
             stopping=live.close if live else lambda: None,
         )
+
+
+def _readers(store: str | None, number: int) -> Readers | None:
+    from saescope.web.spread import Readers
+
+    return Readers(store, number) if number else None
 
 
 def _networks(store: Store, models: list[str] | None, dictionaries: list[str] | None) -> Any:

@@ -22,6 +22,7 @@ from saescope.web import compare, failures, feature, feature_map, features, home
 from saescope.web.guard import LOOPBACK, Guard, Limits
 from saescope.web.live import Live
 from saescope.web.site import Site
+from saescope.web.spread import Readers, Spread
 
 _PARTS = (home, feature, remarks, try_text, steer, feature_map, compare, runs, features)  # the last takes what is left
 _THREADS = 8  # that ask the store at the same time; more would only take turns
@@ -38,6 +39,7 @@ def create_app(
     limits: Limits | None = None,
     embedder: str | None = None,
     embed: Any = None,
+    readers: Readers | None = None,
 ) -> FastAPI:
     """The application; the caller closes the store after it.
 
@@ -49,9 +51,19 @@ def create_app(
             which is safe with a token only.
         embedder, embed: for the search by meaning: the embedder's name in the store, and the function from a list of
             texts to vectors.
+        readers: processes that draw pages beside this one; the caller closes them.
     """
     limits = limits or Limits()
     site = Site(store=store, live=live, run_folders=tuple(run_folders), limits=limits, embedder=embedder, embed=embed)
+    app = application(site)
+    if readers is not None:
+        app.add_middleware(Spread, readers=readers, site=site)
+    app.add_middleware(Guard, token=token, hosts=None if token else hosts, limits=limits)
+    return app
+
+
+def application(site: Site) -> FastAPI:
+    """The routes and their errors, with nothing around them that guards."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -75,7 +87,6 @@ def create_app(
         app.include_router(part.routes(site))
     app.include_router(_static())
     app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=1)
-    app.add_middleware(Guard, token=token, hosts=None if token else hosts, limits=limits)
     return app
 
 
