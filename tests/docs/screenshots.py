@@ -70,7 +70,7 @@ def pages(feature: int) -> dict[str, tuple[str, Callable[[Any], None]]]:
 
     def steered(page: Any) -> None:
         page.get_by_role("button", name="Steer", exact=True).click()
-        page.get_by_text(re.compile("KL per token")).first.wait_for(timeout=60_000)
+        page.locator("[data-numbers]").get_by_text(re.compile("KL")).wait_for(timeout=60_000)
         page.wait_for_load_state("networkidle")
 
     def searched(page: Any) -> None:

@@ -41,6 +41,8 @@ class Condition:
     """For a look at one after the other that may end soon; never made a join of, so that their order stays."""
     indices: str
     """The query that gives the indices of the features that meet it, quick where they are few."""
+    of_analysis: bool = True
+    """Whether these are features of the analysis and no others of its dictionary."""
 
 
 @dataclass(frozen=True)
@@ -107,13 +109,17 @@ def _on_score(test: str) -> Condition:
     explained = "from explanation where explanation.dictionary_id = :dictionary_id"
     indices = f"select feature_index {explained} group by feature_index having {test}"
     each = f"coalesce((select {test} {explained} and explanation.feature_index = {{f}}feature_index), false)"
-    return Condition("feature_index", test=f"{{f}}feature_index in ({indices})", each=each, indices=indices)
+    return Condition(
+        "feature_index", test=f"{{f}}feature_index in ({indices})", each=each, indices=indices, of_analysis=False
+    )
 
 
 def _on_mark(table: str, test: str) -> Condition:
     indices = f"select feature_index from {table} where {test}"
     each = f"coalesce((select true from {table} where {test} and {table}.feature_index = {{f}}feature_index), false)"
-    return Condition("feature_index", test=f"{{f}}feature_index in ({indices})", each=each, indices=indices)
+    return Condition(
+        "feature_index", test=f"{{f}}feature_index in ({indices})", each=each, indices=indices, of_analysis=False
+    )
 
 
 def _on_words(dialect: str, num_words: int) -> Condition:
