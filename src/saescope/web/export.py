@@ -28,7 +28,7 @@ from saescope.web.one_file import replace_file
 from saescope.web.site import Site, island
 from saescope.web.whole_folder import MARKER, WholeFolder
 
-MOST_IN_ONE_FILE = 200
+MOST_IN_ONE_FILE = 100
 MOST_BYTES_IN_ONE_FILE = 20_000_000
 ROWS_DRAWN = 500
 """Rows of the list that are there without scripts; with them all are."""

@@ -8,6 +8,7 @@ whatever a reader can not do, is answered here as if there were none.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import multiprocessing
 import os
@@ -91,7 +92,10 @@ class Spread:
     async def _answer(self, name: str, scope: Scope) -> Answer | None:
         """A reader's answer; None where it has none, so that the application here says what is wrong."""
         try:
-            absent = await anyio.to_thread.run_sync(self._site.absent, name)
+            if self._site.live is None:
+                absent = self._site.absent(name)
+            else:  # may ask the store
+                absent = await anyio.to_thread.run_sync(self._site.absent, name)
             kept = [pair for pair in scope["headers"] if pair[0] in (b"host", b"accept-encoding")]
             return await self._readers.answer(scope["path"], scope.get("query_string", b""), kept, absent)
         except (NotInStoreError, StoreFailedError):
@@ -140,6 +144,7 @@ def _begin(address: str | None) -> None:
 
     _app = application(Site(store=Store.open(address, must_exist=True), live=_networks))  # type: ignore[arg-type]
     _loop = asyncio.new_event_loop()
+    gc.freeze()  # what is loaded stays; to look through all of it again and again takes longer than a page
 
 
 def _end_with_parent() -> None:
