@@ -53,7 +53,9 @@ def test_the_page_runs(tmp_path):
             assert ran.returncode == 0, (command, ran.stderr)
             continue
         store = [] if "--store" in arguments else ["--store", "runs/demo/features.db"]
-        with subprocess.Popen([*program, *store, "--port", "0"], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as server:
+        with subprocess.Popen(
+            [*program, *store, "--port", "0"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+        ) as server:
             assert server.stdout is not None
             assert re.match(r"http://127\.0\.0\.1:\d+/", server.stdout.readline()), command
             server.send_signal(signal.SIGINT)

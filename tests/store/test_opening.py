@@ -182,3 +182,17 @@ def test_several_processes_make_one_store(store_address: str) -> None:
     assert [process.wait() for process in several] == [0, 0, 0, 0]
     with Store.open(store_address, must_exist=True) as store:
         assert store.dictionaries() == []
+
+
+def test_a_server_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch):
+    import socket
+
+    from saescope.store import engines
+
+    monkeypatch.setattr(engines, "_CONNECT_SECONDS", 2)  # the least that the driver knows
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        port = silent.getsockname()[1]
+        with pytest.raises(ValueError, match=r"cannot be opened.*time"):
+            Store.open(f"postgresql+psycopg://me@127.0.0.1:{port}/features")

@@ -19,6 +19,7 @@ from saescope.store.errors import StoreFailedError
 from saescope.store.tables import TABLES
 
 _BUSY_SECONDS = 30.0  # how long a writer waits for another writer to finish
+_CONNECT_SECONDS = 10  # for a server to answer
 _ASK_AGAIN_SECONDS = 0.002  # between two tries, on average
 _PAGE_BYTES = 16384  # of a new file: rows of some 3 kB leave less of a page empty than in pages of 4096
 _CACHE_KIB = (
@@ -237,7 +238,9 @@ def _postgresql(address: str) -> tuple[Engine, str]:
             f"{address!r} is not a PostgreSQL address; expected postgresql://USER@HOST/DATABASE"
         ) from error
     try:
-        engine = create_engine(url)
+        # a host that says nothing is given up after a while, unless the address itself says after how long
+        given = {} if "connect_timeout" in url.query else {"connect_timeout": _CONNECT_SECONDS}
+        engine = create_engine(url, connect_args=given)
     except ModuleNotFoundError as error:
         raise ValueError(
             "a PostgreSQL store needs the driver psycopg, which is not installed: pip install 'saescope[postgres]'"

@@ -11,13 +11,14 @@ from tempfile import NamedTemporaryFile
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from saescope.web import numbers
+from saescope.web import bins, drawing, numbers
+from saescope.web.further import further_numbers
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def environment() -> Environment:
-    """The templates, with the filters that write numbers."""
+    """The templates, with the filters that write numbers and what draws features."""
     made = Environment(
         loader=PackageLoader("saescope.web"),
         autoescape=True,
@@ -32,6 +33,16 @@ def environment() -> Environment:
         percent=numbers.percent,
         quantity=numbers.quantity,
         met_words=numbers.met_words,
+        visible=drawing.visible,
+    )
+    made.globals.update(
+        shade=drawing.shade,
+        excerpt=drawing.excerpt,
+        chart=drawing.chart,
+        position_chart=drawing.position_chart,
+        bands_of=bins.bands_of,
+        reach=bins.reach,
+        further_numbers=further_numbers,
     )
     return made
 

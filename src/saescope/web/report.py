@@ -11,12 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
-
 from saescope import __version__
 from saescope.store import Store
-from saescope.web import bins, drawing
-from saescope.web.further import further_numbers
 from saescope.web.one_file import data_uri, environment, replace_file, static
 
 
@@ -41,7 +37,7 @@ def write_report(
     record = store.dictionary(name)
     pages = [store.page(record.name, index, analysis=analysis) for index in indices]
     html = (
-        _environment()
+        environment()
         .get_template("report.html")
         .render(
             record=record,
@@ -58,21 +54,6 @@ def write_report(
         )
     )
     replace_file(Path(path), html)
-
-
-def _environment() -> Environment:
-    made = environment()
-    made.filters.update(visible=drawing.visible)
-    made.globals.update(
-        shade=drawing.shade,
-        excerpt=drawing.excerpt,
-        chart=drawing.chart,
-        position_chart=drawing.position_chart,
-        bands_of=bins.bands_of,
-        reach=bins.reach,
-        further_numbers=further_numbers,
-    )
-    return made
 
 
 def _evaluation_row(row: Mapping[str, Any]) -> dict[str, Any]:

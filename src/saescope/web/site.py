@@ -20,8 +20,6 @@ from markupsafe import Markup
 
 from saescope import __version__
 from saescope.store import DictionaryRecord, Store
-from saescope.web import bins, drawing
-from saescope.web.further import further_numbers
 from saescope.web.guard import Limits
 from saescope.web.live import Live
 from saescope.web.one_file import environment
@@ -102,15 +100,7 @@ def _dumps(data: Any, **_: Any) -> str:
 def templates() -> Environment:
     """The templates, with all that the report's have and what the pages add."""
     made = environment()
-    made.filters.update(visible=drawing.visible)
     made.globals.update(
-        shade=drawing.shade,
-        excerpt=drawing.excerpt,
-        chart=drawing.chart,
-        position_chart=drawing.position_chart,
-        bands_of=bins.bands_of,
-        reach=bins.reach,
-        further_numbers=further_numbers,
         island=island,
         version=__version__,
     )
