@@ -21,7 +21,7 @@ from saescope.store import tables
 from saescope.store.bulk import in_batches
 from saescope.store.cursors import Cursor, read_cursor
 from saescope.store.filters import Bounds, Condition, Filter, column_of, make_filter
-from saescope.store.finding import find
+from saescope.store.finding import Found, find
 from saescope.store.records import FeatureList, FeatureRecord
 from saescope.store.rows import read_feature
 
@@ -47,6 +47,7 @@ def read_features(
     search: str | None,
     tag: str | None,
     bookmarked: bool,
+    with_total: bool = False,
 ) -> FeatureList:
     """See `Store.features`."""
     column = column_of(sort, "sorted")
@@ -55,16 +56,21 @@ def read_features(
     cursor = None if after is None else read_cursor(after, sort=sort, descending=descending)
     found = find(connection, name, analysis)
     chosen = make_filter(found, connection.dialect.name, where=where, search=search, tag=tag, bookmarked=bookmarked)
+    total = _known_total(connection, found, chosen) if with_total else None
+    if total is not None and len(chosen.conditions) == 1:
+        few = chosen.conditions[0] if total <= _FEW else None
+    else:
+        few = fewest(connection, chosen)
     features: list[FeatureRecord] = []
-    few = fewest(connection, chosen)
     for walk in walks(column, descending=descending, cursor=cursor):
         most = limit + 1 - len(features)  # one more tells whether there is a next page
         if most:
             features += _taken(connection, chosen, few, column, walk, most)
-    page = tuple(features[:limit])
-    if len(features) <= limit:
-        return FeatureList(features=page)
-    return FeatureList(features=page, next=str(Cursor(sort, descending, value_of(page[-1], sort), page[-1].index)))
+    page, is_last = tuple(features[:limit]), len(features) <= limit
+    if with_total and total is None:
+        total = len(page) if is_last and cursor is None else _total(connection, chosen, few)
+    following = None if is_last else str(Cursor(sort, descending, value_of(page[-1], sort), page[-1].index))
+    return FeatureList(features=page, next=following, total=total)
 
 
 def count_features(
@@ -80,11 +86,20 @@ def count_features(
     """See `Store.count`."""
     found = find(connection, name, analysis)
     chosen = make_filter(found, connection.dialect.name, where=where, search=search, tag=tag, bookmarked=bookmarked)
+    known = _known_total(connection, found, chosen)
+    return _total(connection, chosen, fewest(connection, chosen)) if known is None else known
+
+
+def _known_total(connection: Connection, found: Found, chosen: Filter) -> int | None:
+    """How many features there are in all, where one look at an index, or at less, tells it."""
     if not chosen.conditions:  # counted when it was written
         return connection.scalar(select(tables.analysis.c.num_features).filter_by(id=found.analysis_id)) or 0
-    if len(chosen.conditions) == 1 and chosen.conditions[0].of_analysis:  # an index alone can tell
+    if len(chosen.conditions) == 1 and chosen.conditions[0].of_analysis:
         return connection.scalar(text(f"select count(*) from ({chosen.conditions[0].indices}) met"), chosen.values) or 0
-    few = fewest(connection, chosen)
+    return None
+
+
+def _total(connection: Connection, chosen: Filter, few: Condition | None) -> int:
     tests = " and ".join(["true", *(c.test for c in chosen.conditions if c is not few)]).format(f="f.")
     before, source = "", "feature f where"
     if few is not None:

@@ -433,6 +433,8 @@ class FeatureList:
     features: tuple[FeatureRecord, ...]
     next: str | None = None
     """Give it as `after`; None at the end."""
+    total: int | None = None
+    """Features of the whole list, where that was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -174,6 +174,7 @@ class Store:
         search: str | None = None,
         tag: str | None = None,
         bookmarked: bool = False,
+        with_total: bool = False,
     ) -> FeatureList:
         """A page of the features of one analysis, sorted and filtered.
 
@@ -188,6 +189,7 @@ class Store:
                 the top examples fires.
             tag: only features with this tag.
             bookmarked: only those with a bookmark.
+            with_total: count all features of the list as well, which takes less than to ask `count` besides.
 
         Raises:
             ValueError: an unknown key, a place in another list, a search without any word.
@@ -207,6 +209,7 @@ class Store:
                 search=search,
                 tag=tag,
                 bookmarked=bookmarked,
+                with_total=with_total,
             )
 
     def count(

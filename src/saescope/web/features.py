@@ -144,12 +144,9 @@ class Lists:
             descending=query.dir == "desc",
             limit=query.limit,
             after=query.after,
+            with_total=True,
         )
-        if query.after is None and found.next is None:
-            total = len(found.features)
-        else:
-            total = self._store.count(name, **self._which(query))
-        return Listed(rows=self._rows(name, found.features), total=total, next=found.next)
+        return Listed(rows=self._rows(name, found.features), total=found.total or 0, next=found.next)
 
     def order(self, name: str, query: WhichFeatures) -> list[int]:
         """All indices of a list."""
