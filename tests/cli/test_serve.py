@@ -23,6 +23,8 @@ import pytest
 from saescope.store import Store
 from saescope.store.records import AnalysisRecord, DictionaryRecord, Explanation, Feature, FeatureRecord
 
+pytestmark = pytest.mark.slow  # real processes and sockets, and clients that let them wait
+
 _SECONDS = 60.0  # until a process must have said or done something, on a machine with other things to do
 
 

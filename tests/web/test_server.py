@@ -16,6 +16,8 @@ import pytest
 
 from saescope.web.server import Patience, _protocol, _Server, bound
 
+pytestmark = pytest.mark.slow  # real processes and sockets, and clients that let them wait
+
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
     """Answers with many bytes, or few; ``/read`` reads its body first."""
