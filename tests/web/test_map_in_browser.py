@@ -123,6 +123,21 @@ def test_every_feature_is_drawn_in_its_place(address: str, visit: Callable[..., 
     assert colours[7] not in [colours[record.index] for record in records]
 
 
+def test_controls_wait_for_the_points(address: str, visit: Callable[..., Any]):
+    page = visit(f"{address}/d/{URL}/map")
+    held: list[Any] = []
+    page.route("**/map/points*", lambda route: held.append(route))
+    page.reload()
+    page.get_by_text("Loading the points").wait_for()
+    controls = page.locator("sae-map").locator("button, input, select")
+    assert controls.count() > 9
+    assert all(control.is_disabled() for control in controls.all())
+    held[0].continue_()
+    page.get_by_role("button", name="List what is in view").click()
+    page.locator(".map-list li").first.wait_for()
+    assert all(control.is_enabled() for control in controls.all())
+
+
 def test_pointing_tells_index_label_and_density_of_the_store(address: str, visit: Callable[..., Any]):
     from saescope.web.numbers import percent
 

@@ -35,6 +35,7 @@ export class SaeMap extends HTMLElement {
     this.hits = null;
     this.chosen = null;
     this.pointed = -1;
+    this.enable(false);
     for (const part of this.querySelectorAll("[data-scripted]")) part.hidden = false;
     try {
       this.points = new MapPoints(await bytes(this.data.points, { analysis: this.data.analysis }));
@@ -49,6 +50,12 @@ export class SaeMap extends HTMLElement {
     new ResizeObserver(() => this.resize()).observe(this.frame);
     this.resize();
     this.begin();
+    this.enable(true);
+  }
+
+  /** Controls take nothing before there are points: what was pressed until then would be lost without a word. */
+  enable(on) {
+    for (const control of this.querySelectorAll("button, input, select")) control.disabled = !on;
   }
 
   /** Show what the address asks for. */
