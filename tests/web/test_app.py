@@ -6,10 +6,12 @@ from typing import Any
 
 
 def test_files_for_the_browser_are_there_and_are_kept(client: Any):
+    from saescope.web.bundle import app_script
     from saescope.web.site import Links
 
-    answer = client.get(Links().asset("app/main.js"))
+    answer = client.get(Links().asset("app.js"))
     assert answer.status_code == 200
+    assert answer.text == app_script()
     assert answer.headers["content-type"].startswith("text/javascript")
     assert "immutable" in answer.headers["cache-control"]
     assert client.get("/static/x/../site.py").status_code == 404

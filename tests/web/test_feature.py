@@ -397,7 +397,7 @@ def test_a_file_has_nothing_that_needs_a_server(store: Store, fake_live: Any):
     page = store.page(NAME, 3)
     labels = {5: "five"}
     html = render_feature(Site(store=store, live=fake_live, links=Files()), page, labels, following=5)
-    for needs in ("/api", "sae-try", "data-bookmark", "steer", "/map", "Random", 'data-copy="json"', 'type="module"'):
+    for needs in ("/api", "sae-try", "data-bookmark", "steer", "/map", "Random", 'data-copy="json"'):
         assert needs not in html, needs
     assert 'rel="next" data-go="following" data-keeps href="5.html"' in html
     assert '<a data-keeps href="5.html"><span class="index">5</span> <bdi>five</bdi></a>' in html

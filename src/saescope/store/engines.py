@@ -8,10 +8,12 @@ import selectors
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, QueuePool, create_engine, event, make_url, text
+from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, DisconnectionError
 
 from saescope.store import schema
@@ -54,22 +56,18 @@ def write_transaction(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-@contextlib.contextmanager
-def read_transaction(engine: Engine) -> Iterator[Connection]:
-    """One state of the store for all statements inside, even while someone overwrites what they read."""
-    with _in_words(), engine.connect() as connection:
-        if engine.dialect.name == "postgresql":  # SQLite's transactions are like that anyway
-            connection = connection.execution_options(isolation_level="REPEATABLE READ")
-        yield connection
+def read_transaction(engine: Engine, inside: Connection | None = None) -> AbstractContextManager[Connection]:
+    """One state of the store for all statements inside, even while someone overwrites what they read.
+
+    Args:
+        inside: a transaction that goes on; with it none is begun.
+    """
+    return _transaction(engine, inside, "REPEATABLE READ")
 
 
-@contextlib.contextmanager
-def single_statement(engine: Engine) -> Iterator[Connection]:
+def single_statement(engine: Engine, inside: Connection | None = None) -> AbstractContextManager[Connection]:
     """For one statement that reads: it sees one state by itself, so a server is spared the begin and the end."""
-    with _in_words(), engine.connect() as connection:
-        if engine.dialect.name == "postgresql":
-            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
-        yield connection
+    return _transaction(engine, inside, "AUTOCOMMIT")
 
 
 def settle(engine: Engine, *, shrink: bool = False) -> None:
@@ -92,6 +90,18 @@ def settle(engine: Engine, *, shrink: bool = False) -> None:
                     cursor.execute("pragma wal_checkpoint(truncate)")
                 finally:
                     cursor.execute(f"pragma busy_timeout = {_BUSY_SECONDS * 1000:.0f}")
+
+
+@contextlib.contextmanager
+def _transaction(engine: Engine, inside: Connection | None, level: IsolationLevel) -> Iterator[Connection]:
+    with _in_words():
+        if inside is not None:
+            yield inside
+            return
+        with engine.connect() as connection:
+            if engine.dialect.name == "postgresql":  # SQLite's transactions see one state anyway
+                connection = connection.execution_options(isolation_level=level)
+            yield connection
 
 
 @contextlib.contextmanager

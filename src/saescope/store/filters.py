@@ -84,12 +84,12 @@ def make_filter(
     if search is not None:
         words = wanted(search)
         conditions.append(_on_words(dialect, len(words)))
+        values |= {f"word_{i}": f" {word}" for i, word in enumerate(words)}
         if dialect == "sqlite":
             first = found.analysis_id * SCALE
             values |= {"words": fts5_query(words), "first_text": first, "last_text": first + SCALE - 1}
         else:
             values["words"] = tsquery(words)
-            values |= {f"word_{i}": f" {word}" for i, word in enumerate(words)}
     if tag is not None:
         values["tag"] = tag
         conditions.append(_on_mark("tag", "tag.dictionary_id = :dictionary_id and tag.name = :tag"))
@@ -128,8 +128,14 @@ def _on_words(dialect: str, num_words: int) -> Condition:
             "select rowid - :first_text as feature_index from feature_search "
             "where feature_search match :words and rowid between :first_text and :last_text"
         )
-        test = f"coalesce({{f}}feature_index in ({indices}), false)"
-        return Condition("feature_index", test=test, each=test, indices=indices)
+        # all that are found, as a set, take longer than the first few looked at one by one
+        read = " and ".join(f"instr(' ' || words, :word_{i}) > 0" for i in range(num_words))
+        return Condition(
+            "feature_index",
+            test=f"coalesce({{f}}feature_index in ({indices}), false)",
+            each=f"coalesce((select {read} from feature_text where id = :first_text + {{f}}feature_index), false)",
+            indices=indices,
+        )
     # to look for words in a text is quicker than to make a set of its words; the index has those sets already
     here = "from feature_text where analysis_id = :analysis_id"
     found = " and ".join(f"strpos(' ' || words, :word_{i}) > 0" for i in range(num_words))

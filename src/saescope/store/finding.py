@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, select, text
 
@@ -12,6 +14,9 @@ from saescope.store import tables
 from saescope.store.errors import NotInStoreError
 from saescope.store.records import AnalysisRecord, DictionaryRecord
 from saescope.store.rows import read_analysis, read_dictionary
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _DICTIONARIES = "select d.*, s.name as series from dictionary d left join series s on s.id = d.series_id"
 
@@ -32,6 +37,24 @@ def all_dictionaries(connection: Connection) -> list[DictionaryRecord]:
     return sorted(found, key=lambda record: record.name)  # databases sort texts in their own ways
 
 
+def remembering(connection: Connection) -> Connection:
+    """A transaction in which a dictionary or an analysis is looked for once: nothing changes while it lasts."""
+    return connection.execution_options(saescope_found={})
+
+
+def _once(look: Callable[Concatenate[Connection, _P], _T]) -> Callable[Concatenate[Connection, _P], _T]:
+    @wraps(look)
+    def found(connection: Connection, *what: _P.args, **named: _P.kwargs) -> _T:
+        known: dict[Any, _T] = connection.get_execution_options().get("saescope_found", {})
+        key = look, what, tuple(named.items())
+        if key not in known:
+            known[key] = look(connection, *what, **named)
+        return known[key]
+
+    return found
+
+
+@_once
 def find_dictionary(connection: Connection, name: str | None) -> tuple[int, DictionaryRecord]:
     """The row number and the record of the dictionary called `name`, or of the only one there is.
 
@@ -57,6 +80,7 @@ def all_analyses(connection: Connection, dictionary_id: int) -> list[AnalysisRec
     return [read_analysis(row) for row in connection.execute(query).mappings()]
 
 
+@_once
 def find(connection: Connection, name: str | None, analysis: str | None) -> Found:
     """A dictionary and one of its analyses: the one called so, or the one written last.
 

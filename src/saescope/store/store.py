@@ -6,8 +6,9 @@ This module imports no database library; `Store.open` does. Commands that only m
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from threading import local
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -49,6 +50,7 @@ class Store:
     def __init__(self, engine: Engine, place: Path | str) -> None:
         self._engine = engine
         self._place = place
+        self._here = local()  # the transaction of `one_state` that a thread is in, if any
 
     @classmethod
     def open(cls, address: str | Path | None = None, *, must_exist: bool = False) -> Self:
@@ -158,6 +160,21 @@ class Store:
 
         with self._reading() as connection:
             return find(connection, name, analysis).analysis
+
+    @contextmanager
+    def one_state(self) -> Iterator[None]:
+        """What this thread reads inside is of one state of the store, even while someone writes.
+
+        A page asks several questions: so what it shows belongs together, and asking takes less time.
+        """
+        from saescope.store.finding import remembering
+
+        with self._reading() as connection:
+            before, self._here.connection = self._inside, remembering(connection)
+            try:
+                yield
+            finally:
+                self._here.connection = before
 
     # Features
 
@@ -280,7 +297,7 @@ class Store:
         from saescope.store.engines import single_statement
         from saescope.store.pages import read_page
 
-        with single_statement(self._engine) as connection:
+        with single_statement(self._engine, self._inside) as connection:
             return read_page(connection, name, index, analysis)
 
     def pages(
@@ -560,7 +577,11 @@ class Store:
     def _reading(self) -> AbstractContextManager[Connection]:
         from saescope.store.engines import read_transaction
 
-        return read_transaction(self._engine)
+        return read_transaction(self._engine, self._inside)
+
+    @property
+    def _inside(self) -> Connection | None:
+        return getattr(self._here, "connection", None)
 
     def _writing(self) -> AbstractContextManager[Connection]:
         from saescope.store.engines import write_transaction

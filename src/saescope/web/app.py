@@ -19,6 +19,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from saescope import __version__
 from saescope.store import Store
 from saescope.web import compare, failures, feature, feature_map, features, home, remarks, runs, steer, try_text
+from saescope.web.bundle import app_script
 from saescope.web.guard import LOOPBACK, Guard, Limits
 from saescope.web.live import Live
 from saescope.web.site import Site
@@ -99,6 +100,7 @@ def _static() -> APIRouter:
         for path in place.iterdir()
         if Path(path.name).suffix in _TYPES
     }
+    contents["app.js"] = (app_script().encode(), _TYPES[".js"])  # one file in place of some thirty
 
     @router.get("/static/{fingerprint}/{name:path}")
     async def asset(fingerprint: str, name: str) -> Response:

@@ -1,7 +1,7 @@
-"""The scripts of the pages as one classic script, since a browser loads no modules from a disk.
+"""The scripts of the pages as one classic script: a browser loads no modules from a disk, and some thirty slowly from afar.
 
 Every module becomes a function that is run once, after those that it imports from, and gives back what it exports. So names
-keep to their modules, as they do on the server. The modules obey rules that make this a matter of lines:
+keep to their modules, which obey rules that make this a matter of lines:
 
     import { a, b as c } from "./x.js";
     export function f() {      export async function g() {      export class K {      export const N = 1;

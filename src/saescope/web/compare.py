@@ -115,7 +115,8 @@ class Comparing:
 
     def pages(self, sides: tuple[Side, Side]) -> tuple[FeaturePage, FeaturePage]:
         """Two features."""
-        a, b = (self._store.page(s.name, s.index, analysis=s.analysis) for s in sides if s.index is not None)
+        with self._store.one_state():
+            a, b = (self._store.page(s.name, s.index, analysis=s.analysis) for s in sides if s.index is not None)
         return a, b
 
     def summaries(self, sides: tuple[Side, Side]) -> tuple[Summary, Summary]:

@@ -67,8 +67,9 @@ def routes(site: Site) -> APIRouter:
     router = APIRouter()
 
     def read(name: str, index: int, analysis: str | None) -> tuple[FeaturePage, dict[int, str]]:
-        found = site.store.page(name, index, analysis=analysis)
-        return found, site.store.labels(name, neighbours_of(found), analysis=analysis)
+        with site.store.one_state():
+            found = site.store.page(name, index, analysis=analysis)
+            return found, site.store.labels(name, neighbours_of(found), analysis=analysis)
 
     @router.get("/d/{name:path}/f/{index:int}", include_in_schema=False)
     def page(

@@ -137,16 +137,17 @@ class Lists:
             near = self._near(name, query)
             records = self._store.records(name, near, analysis=query.analysis)
             return Listed(rows=self._rows(name, records, near), total=len(near))
-        found = self._store.features(
-            name,
-            **self._which(query),
-            sort=query.sort,
-            descending=query.dir == "desc",
-            limit=query.limit,
-            after=query.after,
-            with_total=True,
-        )
-        return Listed(rows=self._rows(name, found.features), total=found.total or 0, next=found.next)
+        with self._store.one_state():
+            found = self._store.features(
+                name,
+                **self._which(query),
+                sort=query.sort,
+                descending=query.dir == "desc",
+                limit=query.limit,
+                after=query.after,
+                with_total=True,
+            )
+            return Listed(rows=self._rows(name, found.features), total=found.total or 0, next=found.next)
 
     def order(self, name: str, query: WhichFeatures) -> list[int]:
         """All indices of a list."""
@@ -156,7 +157,8 @@ class Lists:
 
     def rows(self, name: str, indices: Sequence[int], analysis: str | None) -> tuple[Row, ...]:
         """Some rows, in the order of the indices."""
-        return self._rows(name, self._store.records(name, indices, analysis=analysis))
+        with self._store.one_state():
+            return self._rows(name, self._store.records(name, indices, analysis=analysis))
 
     def draw(self, name: str, query: WhichFeatures) -> int:
         """One feature of a list by lot."""
@@ -228,11 +230,11 @@ def routes(site: Site) -> APIRouter:
 
     @router.get("/d/{name:path}", include_in_schema=False)
     def features_page(name: str, query: Annotated[FeaturesQuery, Query()]) -> Response:
-        dictionary = site.store.dictionary(name)
-        analyses = site.store.analyses(name)
-        analysis = next((each for each in analyses if each.name == query.analysis), None)
-        if analysis is None:
-            analysis = site.store.analysis(name, query.analysis)
+        with site.store.one_state():
+            dictionary, analyses, tags = site.store.dictionary(name), site.store.analyses(name), site.store.tags(name)
+            analysis = next((each for each in analyses if each.name == query.analysis), None)
+            if analysis is None:
+                analysis = site.store.analysis(name, query.analysis)
         problem = None
         try:
             listed = lists.stretch(name, query)
@@ -247,7 +249,7 @@ def routes(site: Site) -> APIRouter:
             listed,
             query,
             analyses=analyses,
-            tags=site.store.tags(name),
+            tags=tags,
             problem=problem,
         )
         return HTMLResponse(page, 200 if problem is None else 422)

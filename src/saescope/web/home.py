@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
-from saescope.store import AnalysisRecord, DictionaryRecord, EvaluationResult, NotInStoreError, Summary
+from saescope.store import AnalysisRecord, DictionaryRecord, EvaluationResult, Summary
 from saescope.web.drawing import Chart, chart
 from saescope.web.numbers import decimal, percent, whole
 from saescope.web.site import Site
@@ -92,14 +92,12 @@ def words_of(result: EvaluationResult) -> str:
 def glances(site: Site, summaries: Summaries) -> list[Glance]:
     """All dictionaries of the store, by name."""
     found = []
-    for dictionary in site.store.dictionaries():
-        try:
+    with site.store.one_state():
+        for dictionary in site.store.dictionaries():
             analyses = tuple(reversed(site.store.analyses(dictionary.name)))
             summary = summaries.get(dictionary.name) if analyses else None
             evaluations = site.store.evaluations(dictionary.name)
-        except NotInStoreError:  # deleted while the page is made
-            continue
-        found.append(Glance(dictionary=dictionary, analyses=analyses, summary=summary, numbers=newest(evaluations)))
+            found.append(Glance(dictionary=dictionary, analyses=analyses, summary=summary, numbers=newest(evaluations)))
     return found
 
 

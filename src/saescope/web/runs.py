@@ -224,8 +224,9 @@ def _page(
 
 def _evaluations(site: Site) -> dict[str, Any]:
     """Of the dictionaries that have any."""
-    names = [record.name for record in site.store.dictionaries()]
-    found = {name: site.store.evaluations(name) for name in names[:_MOST_DICTIONARIES]}
+    with site.store.one_state():
+        names = [record.name for record in site.store.dictionaries()]
+        found = {name: site.store.evaluations(name) for name in names[:_MOST_DICTIONARIES]}
     return {
         "results": {name: results for name, results in found.items() if results},
         "num_left_out": max(0, len(names) - _MOST_DICTIONARIES),
