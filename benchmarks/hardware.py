@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,17 @@ def described(facts: dict[str, Any]) -> str:
         f"{facts['cpu']} ({isa}), {facts['cores']} cores, {facts['memory_gb']:g} GB, no GPU used; {facts['os']}, "
         f"Python {facts['python']}; load before the measurement {facts['load_before']:g}."
     )
+
+
+def additions_seconds() -> float:
+    """How long one core takes for ten million additions in plain Python, now.
+
+    A rented machine is not equally fast at all times: measurements can be compared where this was alike.
+    """
+    began, total = time.perf_counter(), 0
+    for number in range(10_000_000):
+        total += number
+    return time.perf_counter() - began
 
 
 def available_cores() -> int:

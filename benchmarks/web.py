@@ -30,7 +30,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import numpy as np
-from hardware import described, machine, versions
+from hardware import additions_seconds, described, machine, versions
 from report import add_output_options, publish, table
 
 from saescope.store import Store
@@ -65,10 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         file = options.sqlite or Path(folder) / "features.db"
         store = stack.enter_context(filled(file, options.features))
-        data["features"] = store.count(NAME)
+        data["features"], data["in_memory"] = store.count(NAME), file.resolve().is_relative_to("/dev/shm")
         with serving(file) as port:
             if "load" in asked:
+                before = additions_seconds()
                 data["load"] = load(store, port, options.rate, options.seconds)
+                data["additions_seconds"] = [before, additions_seconds()]
             if "beyond" in asked:
                 data["beyond"] = load(store, port, options.beyond_rate, options.beyond_seconds, seed=2)
             if asked & IN_BROWSER:
@@ -284,10 +286,15 @@ def _wrong_rows(store: Store, text: str, asked: dict[str, Any]) -> str | None:
 def page(data: dict[str, Any]) -> str:
     """The measurement as markdown."""
     made = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
-    parts = [f"# The web app with {data['features']:,} features\n\n{described(data['machine'])} {made}.\n"]
+    where = " The store's file lay in memory, so that no disk was waited for." if data["in_memory"] else ""
+    parts = [f"# The web app with {data['features']:,} features\n\n{described(data['machine'])} {made}.{where}\n"]
     if "load" in data:
+        title = f"{data['rate']:g} requests a second for {data['seconds']:g} s"
+        before, after = data["additions_seconds"]
         parts.append(
-            _load_part(data["load"], f"{data['rate']:g} requests a second for {data['seconds']:g} s", limits=True)
+            _load_part(data["load"], title, limits=True)
+            + f"\nOne core took {before:.2f} s before and {after:.2f} s after for ten million additions in plain Python: "
+            "this machine is not equally fast at all times.\n"
         )
     if "beyond" in data:
         words = f"Beyond what can be answered: {data['beyond_rate']:g} requests a second"

@@ -201,14 +201,12 @@ def _taken(
     if not tests:
         return ask(among(walked))
     columns = dict.fromkeys([column, "feature_index", *(condition.column for condition in chosen.conditions)])
-    steps = (
-        f"select {', '.join(columns)} from {walked} f.analysis_id = :analysis_id and {walk.test.format(f='f.')} "
-        f"order by {order} limit {_STEPS}"
-    )
+    stretch = f"from {walked} f.analysis_id = :analysis_id and {walk.test.format(f='f.')} order by {order} limit {_STEPS}"
     # in the order of the steps, which are taken one after the other until there are enough
     each = " and ".join(condition.each for condition in chosen.conditions).format(f="f.")
-    found = ask(f"select f.feature_index from ({steps}) f where {each}")
-    if len(found) < most and connection.scalar(text(f"select count(*) from ({steps}) counted"), values) == _STEPS:
+    found = ask(f"select f.feature_index from (select {', '.join(columns)} {stretch}) f where {each}")
+    num_steps = text(f"select count(*) from (select {column} {stretch}) counted")  # the index alone tells it
+    if len(found) < most and connection.scalar(num_steps, values) == _STEPS:
         return ask(among("feature f where", "+f."))  # a plus keeps both from using an index of the column
     return found
 
