@@ -21,7 +21,7 @@ _ARGUMENTS = [  # it is not to look for hosts of its maker, nor for a graphics c
     "--disable-dev-shm-usage",
 ]
 _DATA = ("XHR", "Fetch")
-_ONE_FILE = 100  # features, the most that one exported file takes
+_ONE_FILE = 60  # features, the most that one exported file takes
 
 
 @contextlib.contextmanager

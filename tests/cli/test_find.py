@@ -51,8 +51,10 @@ def analysed(trained, tmp_path_factory):
     """A store with the trained dictionary as ``small``."""
     import subprocess
 
-    store = tmp_path_factory.mktemp("store") / "features.db"
-    program = [sys.executable, "-m", "saescope", "analyze", str(trained), "--store", str(store)]
+    folder = tmp_path_factory.mktemp("store")
+    store, settings = folder / "features.db", folder / "analysis.toml"
+    settings.write_text(f'dictionary = {json.dumps(str(trained))}\n[settings]\nmap = "none"\n')
+    program = [sys.executable, "-m", "saescope", "analyze", str(settings), "--store", str(store)]
     ran = subprocess.run(program, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
     return store

@@ -201,7 +201,9 @@ def _taken(
     if not tests:
         return ask(among(walked))
     columns = dict.fromkeys([column, "feature_index", *(condition.column for condition in chosen.conditions)])
-    stretch = f"from {walked} f.analysis_id = :analysis_id and {walk.test.format(f='f.')} order by {order} limit {_STEPS}"
+    stretch = (
+        f"from {walked} f.analysis_id = :analysis_id and {walk.test.format(f='f.')} order by {order} limit {_STEPS}"
+    )
     # in the order of the steps, which are taken one after the other until there are enough
     each = " and ".join(condition.each for condition in chosen.conditions).format(f="f.")
     found = ask(f"select f.feature_index from (select {', '.join(columns)} {stretch}) f where {each}")

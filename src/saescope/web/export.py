@@ -28,8 +28,8 @@ from saescope.web.one_file import replace_file
 from saescope.web.site import Site, island
 from saescope.web.whole_folder import MARKER, WholeFolder
 
-MOST_IN_ONE_FILE = 100
-MOST_BYTES_IN_ONE_FILE = 20_000_000
+MOST_IN_ONE_FILE = 60
+MOST_BYTES_IN_ONE_FILE = 5_000_000
 ROWS_DRAWN = 500
 """Rows of the list that are there without scripts; with them all are."""
 
@@ -204,8 +204,8 @@ def export_file(
     size = len(html.encode())
     if size > MOST_BYTES_IN_ONE_FILE:
         raise ValueError(
-            f"these features make a page of {size / 1e6:,.0f} MB, and one file can have "
-            f"{MOST_BYTES_IN_ONE_FILE / 1e6:,.0f} MB; choose fewer, or give a folder as --out"
+            f"these features make a page of {size / 1e6:,.1f} MB, and one file can have "
+            f"{MOST_BYTES_IN_ONE_FILE / 1e6:,.1f} MB, which open in a second or two; choose fewer, or give a folder as --out"
         )
     replace_file(path, html)
     return Exported(path=path, num_features=len(pages), num_bytes=size)
