@@ -293,8 +293,7 @@ def page(data: dict[str, Any]) -> str:
         before, after = data["additions_seconds"]
         parts.append(
             _load_part(data["load"], title, limits=True)
-            + f"\nOne core took {before:.2f} s before and {after:.2f} s after for ten million additions in plain Python: "
-            "this machine is not equally fast at all times.\n"
+            + f"\nOne core took {before:.2f} s before and {after:.2f} s after for ten million additions in plain Python.\n"
         )
     if "beyond" in data:
         words = f"Beyond what can be answered: {data['beyond_rate']:g} requests a second"

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from saescope.web.export import MOST_IN_ONE_FILE
+
 CHROMIUM = Path("/usr/bin/chromium")
 _ARGUMENTS = [  # it is not to look for hosts of its maker, nor for a graphics card
     "--disable-gpu",
@@ -21,7 +23,6 @@ _ARGUMENTS = [  # it is not to look for hosts of its maker, nor for a graphics c
     "--disable-dev-shm-usage",
 ]
 _DATA = ("XHR", "Fetch")
-_ONE_FILE = 60  # features, the most that one exported file takes
 
 
 @contextlib.contextmanager
@@ -170,13 +171,13 @@ def exports(
 ) -> list[dict[str, Any]]:
     """Milliseconds until the largest pages of an export are there, from the disk: start page, feature page, one file."""
     whole, single = folder / "export", folder / "export.html"
-    for out, count in ((whole, num_features), (single, _ONE_FILE)):
+    for out, count in ((whole, num_features), (single, MOST_IN_ONE_FILE)):
         command = [sys.executable, "-m", "saescope", "export", "html", name, "--store", str(file), "--out", str(out)]
         subprocess.run([*command, "--features", "all", "--limit", str(count)], check=True, capture_output=True)
     pages = {
         f"the start page of {num_features:,} features": whole / "index.html",
         "its largest feature page": max((whole / "f").glob("*.html"), key=lambda path: path.stat().st_size),
-        f"one file of {_ONE_FILE} features": single,
+        f"one file of {MOST_IN_ONE_FILE} features": single,
     }
     return [{"page": words, **_opened(browser, path, rounds)} for words, path in pages.items()]
 

@@ -123,24 +123,24 @@ def _on_mark(table: str, test: str) -> Condition:
 
 
 def _on_words(dialect: str, num_words: int) -> Condition:
+    # to look for words in a text is quicker than to ask an index for all that have them, where few texts are looked at
+    find = "instr" if dialect == "sqlite" else "strpos"
+    found = " and ".join(f"{find}(' ' || words, :word_{i}) > 0" for i in range(num_words))
     if dialect == "sqlite":
         indices = (
             "select rowid - :first_text as feature_index from feature_search "
             "where feature_search match :words and rowid between :first_text and :last_text"
         )
-        # all that are found, as a set, take longer than the first few looked at one by one
-        read = " and ".join(f"instr(' ' || words, :word_{i}) > 0" for i in range(num_words))
         return Condition(
             "feature_index",
             test=f"coalesce({{f}}feature_index in ({indices}), false)",
-            each=f"coalesce((select {read} from feature_text where id = :first_text + {{f}}feature_index), false)",
+            each=f"coalesce((select {found} from feature_text where id = :first_text + {{f}}feature_index), false)",
             indices=indices,
         )
-    # to look for words in a text is quicker than to make a set of its words; the index has those sets already
     here = "from feature_text where analysis_id = :analysis_id"
-    found = " and ".join(f"strpos(' ' || words, :word_{i}) > 0" for i in range(num_words))
     return Condition(
         "feature_index",
+        # a set of a text's words takes longer to make than a look through it; the index has those sets already
         test=f"{{f}}feature_index in (select feature_index {here} and {found})",
         each=f"coalesce((select {found} {here} and feature_text.feature_index = {{f}}feature_index), false)",
         indices=f"select feature_index {here} and word_set(words) @@ cast(:words as tsquery)",
